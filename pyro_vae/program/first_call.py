@@ -24,7 +24,7 @@ def forgotten_on_error(program: "Program") -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        unfit = program.own.loaded if new else None
+        unfit = program.own.loads.loaded if new else None
         for part, before in learnt.items():
             vars(part).update(before)
         for put_back in made:

@@ -41,15 +41,11 @@ from pyro_vae.program.handlers import (
     denormals_flushed,
     validation,
 )
+from pyro_vae.program.parameters.given_store import read_store
+from pyro_vae.program.parameters.loads import add_expected, arrived, receive
 from pyro_vae.program.parameters.modules import library_method, owners
 from pyro_vae.program.parameters.object_graph import PROGRAM
-from pyro_vae.program.parameters.parameters import (
-    Parameters,
-    arrived,
-    expect_more,
-    read_store,
-    with_expected,
-)
+from pyro_vae.program.parameters.parameters import Parameters
 from pyro_vae.program.passes import Passes, Verb
 from pyro_vae.program.reader import Reader
 from pyro_vae.program.rows import Rows
@@ -160,8 +156,8 @@ class Program(nn.Module):
         store = None if params is None else read_store(params)
         self.own = Parameters((model, guide), modules, store)
         self.parts, self.values = self.own.parts, self.own.values
-        self.register_state_dict_post_hook(with_expected)
-        self.register_load_state_dict_pre_hook(expect_more)
+        self.register_state_dict_post_hook(add_expected)
+        self.register_load_state_dict_pre_hook(receive)
         self.register_load_state_dict_post_hook(arrived)
         self._source: Any = None
         self._origin: tuple[Any, Any] = (None, None)
@@ -346,14 +342,14 @@ class Program(nn.Module):
         Raises:
             RuntimeError: Names or shapes differ from those known; values to come are as before.
         """
-        put_back, self.own.strict = self.own.remembered(), strict
+        put_back, self.own.loads.strict = self.own.remembered(), strict
         try:
             return super().load_state_dict(state_dict, strict, assign)
         except BaseException:
             put_back()
             raise
         finally:
-            self.own.strict = None
+            self.own.loads.strict = None
 
     def share_values(self, other: "Program") -> None:
         """Answer ``pyro.param`` statements with another program's values from now on."""
@@ -405,7 +401,7 @@ class Program(nn.Module):
         """Remember the type that all floats are given, in which others will be made."""
         types = {fn(torch.zeros((), dtype=each)).dtype for each in (torch.float32, torch.float64)}
         if len(types) == 1:
-            self.own.converted(types.pop())
+            self.own.types.convert(types.pop())
         return super()._apply(fn, *args, **kwargs)
 
     def adapt(self, data: Any) -> Batch:
@@ -462,7 +458,7 @@ class Program(nn.Module):
     @property
     def precision(self) -> torch.dtype | None:
         """Return the dtype of the program's parameters; None where none is a float."""
-        return self.own.precision
+        return self.own.types.precision
 
     @property
     def row_precision(self) -> torch.dtype | None:

@@ -583,7 +583,7 @@ class Reader:
     def fill_expected(self, batch: Batch) -> None:
         """Give a batch like those before what a load has kept for it, before it runs."""
         own = self._program.own
-        if own.expected and own.watch is None and TracingContext.try_get() is None:
+        if own.loads.expected and own.watch is None and TracingContext.try_get() is None:
             with suppress(DataError):
                 self._hold_used(batch)
 

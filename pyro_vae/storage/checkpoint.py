@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pyro_vae.arguments import counted
 from pyro_vae.callers import of_user
 from pyro_vae.errors import CheckpointError
+from pyro_vae.program.parameters.late_values import Kept
 from pyro_vae.program.parameters.values import AVERAGES, key_of
 from pyro_vae.storage.bundle import (
     bundle_path,
@@ -150,16 +151,16 @@ class Checkpoint:
         if best and since:
             meta[_SINCE_BEST] = since
         own: Any = modules["program"].own
-        if own.unasked:
+        if own.late.unasked:
             groups = (group for optimizer in optimizers for group in optimizer.param_groups)
             held = {id(parameter) for group in groups for parameter in group["params"]}
             meta[_KEPT] = {
                 key: {
-                    "name": own.statement_of(key),
+                    "name": own.known[key].name,
                     "trained": id(own.values[key]) in held,
-                    "late": key not in own.early,
+                    "late": key not in own.late.early,
                 }
-                for key in own.unasked
+                for key in own.late.unasked
             }
         if moved is not None:
             arrays, meta["plain"] = moved.take()
@@ -203,31 +204,14 @@ def kept_given(program: Any, folder: Path | None) -> Iterator[None]:
         program: It has read its data.
         folder: The run folder, if there is one.
     """
-    own = program.own
+    late = program.own.late
     if folder is not None and has_checkpoint(folder):
-        kept = _read_kept(folder)
-        given = {
-            k: each.value.to(program.device) for k, each in kept.items() if k not in own.values
-        }
-        names = {key: each.name for key, each in kept.items() if each.name is not None}
-        own.lend(given, names, {key for key, each in kept.items() if each.trained})
-        unasked = [key for key in own.unasked if key not in kept or kept[key].late]
-        own.withheld = {key: key in kept and kept[key].trained for key in unasked}
+        late.lend(_read_kept(folder), program.device)
     try:
         yield
     except BaseException:
-        own.take_back()
+        late.take_back()
         raise
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A value that the first batch of a run does not ask for."""
-
-    value: Tensor
-    name: str | None  # of its statement
-    trained: bool  # whether an optimizer holds it
-    late: bool  # whether it has joined that within the run
 
 
 def _read_kept(folder: Path) -> dict[str, Kept]:
@@ -317,7 +301,7 @@ def read_checkpoint(
     for optimizer, state in zip(optimizers, fitted, strict=True):
         optimizer.load_state_dict(state)
     own: Any = modules["program"].own
-    own.keep_lent()
+    own.late.keep_lent()
     set_random_state(random, device, generators)
     if moved is not None:
         moved.put_back(_part(tensors, "plain."), meta.get("plain"), where)
@@ -335,7 +319,7 @@ def _add_spare(states: dict[str, dict[str, Tensor]], modules: dict[str, nn.Modul
         The names of such values.
     """
     own: Any = modules["program"].own
-    spare = {f"values.{key}" for key in own.unasked} - states["program"].keys()
+    spare = {f"values.{key}" for key in own.late.unasked} - states["program"].keys()
     for name, module in modules.items():
         now = module.state_dict()
         states[name] |= {k: now[k] for k in now if k.replace("/", ".") in spare}

@@ -17,7 +17,7 @@ from pyro_vae.callers import of_user
 from pyro_vae.device import resolve_device
 from pyro_vae.errors import CheckpointError
 from pyro_vae.program.batches.row_hashes import is_hash
-from pyro_vae.program.parameters.loaded import is_wider, tell_of_rounding
+from pyro_vae.program.parameters.value_types import is_wider, tell_of_rounding
 from pyro_vae.program.program import Program
 from pyro_vae.storage.budget import Budget
 from pyro_vae.storage.bundle import bundle_path, check_state, read_bundle
@@ -101,8 +101,10 @@ def _fill(
     names = [compiled.get(name, name) for name in names]
     renamed = _renamed_parts(program, tensors, names)
     tensors = {_renamed(key, renamed): value for key, value in tensors.items()}
-    awaited = program.own.awaited(tensors, [_renamed(name, renamed) for name in names])
-    here = {k: v for k, v in program.state_dict().items() if k not in program.own.waiting}
+    loads = program.own.loads
+    awaited = loads.awaited(tensors, [_renamed(name, renamed) for name in names])
+    waiting = loads.waiting
+    here = {key: v for key, v in program.state_dict().items() if key not in waiting}
     check_state({**here, **awaited}, tensors, where)
     for old, new in renamed.items():
         warnings.warn(
@@ -114,10 +116,9 @@ def _fill(
     narrow = {key: v.dtype for key, v in here.items() if is_wider(tensors[key].dtype, v.dtype)}
     if narrow:
         tell_of_rounding(narrow)
-    program.own.expect(awaited)
-    expected = program.own.expected
-    expected.update({key: tensors[key] for key in expected})
-    rest = {key: value for key, value in tensors.items() if key not in expected}
+    loads.expect(awaited)
+    loads.expected.update({key: tensors[key] for key in loads.expected})
+    rest = {key: value for key, value in tensors.items() if key not in loads.expected}
     nn.Module.load_state_dict(program, rest)  # what is expected is known
     rows = meta.get("rows")
     program.rows.told = rows if type(rows) is int and rows > 0 else None

@@ -559,7 +559,7 @@ def _prepared(
     try:
         feed, first = _read(program, data, batch_size, transform, world, size, seed)
     except DataError as error:  # values in the types of their statements beside converted networks
-        if not (is_of_types(error) and program.own.convert_first()):
+        if not (is_of_types(error) and program.own.types.convert_first()):
             raise
         program.start_anew()
         feed, first = _read(program, data, batch_size, transform, world, size, seed)
@@ -582,7 +582,7 @@ def _prepared(
                     program.reader.look_over(feed.data, transform)
             program.reader.require_parts(first, feed.size)
     # What was known of such batches, others may have asked for.
-    program.own.asked = program.reader.asked(first) if known else program.sites.values
+    program.own.late.asked = program.reader.asked(first) if known else program.sites.values
     shown = feed.data if isinstance(feed, TensorFeed) and transform is None else first
     program.examples.remember(shown)
     return feed, first

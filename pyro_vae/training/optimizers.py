@@ -313,4 +313,4 @@ def _pyro_names(program: Program, batch: Batch) -> dict[int, str]:
 def _known_names(program: Program) -> dict[int, str]:
     """Return those of the statements that batches have brought so far; ours for all others."""
     own = {id(p): name.removeprefix("parts.") for name, p in program.named_parameters()}
-    return own | program.own.stated()
+    return own | program.own.names()

@@ -84,7 +84,7 @@ class Stepper:
         self._met: dict[int, Tensor] = {}
         still = program.own.untrained
         self.trained = [[p for p in u.parameters if p not in still] for u in self.updates]
-        program.own.begin(p for trained in self.trained for p in trained)
+        program.own.late.begin(p for trained in self.trained for p in trained)
         self._known = {id(p): p for p in program.parameters()}
         make_dense(p for trained in self.trained for p in trained)
         self._check_trained()
@@ -186,10 +186,10 @@ class Stepper:
         Arguments:
             met: Those that the run which goes on has trained, or those that it has not.
         """
-        own = self.program.own
-        left = {key: each for key, each in own.withheld.items() if each != met}
-        if left != own.withheld:
-            own.withheld = left
+        late = self.program.own.late
+        left = {key: each for key, each in late.withheld.items() if each != met}
+        if left != late.withheld:
+            late.withheld = left
             self._compared = [2] * len(self.updates)
             self._grow(everywhere=True)
 

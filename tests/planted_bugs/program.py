@@ -617,8 +617,8 @@ BUGS = [
     ),
     Bug(
         "a parameter outside its bounds",
-        "program/parameters/parameters.py",
-        "value = transform_to(self.known[key].constraint)(self._typed(key))",
+        "program/parameters/statements.py",
+        "value = transform_to(own.known[key].constraint)(own.types.now(key))",
         "value = unconstrained.view_as(unconstrained)",
         "tests/program/test_program.py::test_constrained_parameters_stay_inside_and_train",
     ),

@@ -182,7 +182,7 @@ class Runs:
             finally:
                 self._depth -= 1
                 if not self._depth:
-                    self._program.own.give_again()
+                    self._program.own.loads.give_again()
 
     def release_iterators(self) -> None:
         """Let go of iterators of which looks have drawn no more than steps since."""

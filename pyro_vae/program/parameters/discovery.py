@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import pyro
 from pyro.params.param_store import _MODULE_NAMESPACE_DIVIDER
@@ -12,7 +11,7 @@ from torch import Tensor, equal, nn
 from pyro_vae.callers import of_user
 from pyro_vae.errors import ProgramError
 from pyro_vae.program.parameters.parameters import Parameters
-from pyro_vae.program.parameters.values import key_of
+from pyro_vae.program.parameters.values import key_of, listed
 from pyro_vae.program.parameters.watch import Watch
 
 
@@ -95,16 +94,13 @@ class Discovery:
             self._know_parts()
         for module in watch.called:
             if id(module) not in watch.known and any(True for _ in module.state_dict()):
-                self._add(_name_of(module, announced), module)
+                own.add_part(_name_of(module, announced), module)
+                self._know_parts()
         watch.called.clear()
         strangers = {id(value) for value in self._strangers(list(announced.values()))}
         for name, value in announced.items():
             if id(value) in strangers:
                 own.hold(key_of(name), value)
-
-    def _add(self, name: str, module: nn.Module) -> None:
-        self._own.add_part(name, module)
-        self._know_parts()
 
     def _finish(self, values: set[str], store: Mapping[str, Tensor]) -> None:
         """Settle values of other origin, once everything is found."""
@@ -112,15 +108,16 @@ class Discovery:
         used = {key_of(name) for name in announced}
         used |= {key for key, value in own.values.items() if id(value) in self._depended}
         used &= set(own.values)
-        own.fill(values, used)
+        own.loads.fill(values, used)
         self.used = used
         for key in own.outdated - used:
             own.drop(key)
         own.outdated = set()
-        loaded = self._take_over(announced)
+        targets = {name: own.values.get(key_of(name), it) for name, it in announced.items()}
+        loaded = own.store.take_over(targets, fresh=own.fresh)
         if own.fresh:
             _warn_of_others({k: v for k, v in announced.items() if k not in loaded}, store)
-        own.freeze(self._watch.hidden, self._watch.stated)
+        own.note_read(self._watch.hidden, self._watch.stated)
         if own.made and not own.fresh:  # by batches before this one, too
             own.hold_made(own.search())
         now = {id(parameter) for parameter in own.parameters()}
@@ -128,32 +125,6 @@ class Discovery:
         own.version += now != self._before or any(id(each) in now for each in own.made)
         own.made.clear()
         own.fresh = False
-
-    def _take_over(self, announced: Mapping[str, Tensor]) -> list[str]:
-        """Copy what the given store holds, but for what has been loaded since: return its names."""
-        own = self._own
-        found = own.store.keys() & announced.keys()
-        if own.store and own.fresh and not found:
-            raise ProgramError(
-                f"params: none of the store's names ({_some(own.store)}) is asked for by model or "
-                f"guide ({_some(announced) or 'they have no pyro.param or pyro.module'}); give the "
-                "store that they were trained with"
-            )
-        for name in found:
-            value, _ = own.store[name]
-            target = own.values.get(key_of(name), announced[name])
-            if value.shape != target.shape:
-                raise ProgramError(
-                    f"params: {name!r} has shape {tuple(value.shape)} in the store, expected "
-                    f"{tuple(target.shape)}"
-                )
-        targets = {name: own.values.get(key_of(name), announced[name]) for name in found}
-        loaded = [name for name, target in targets.items() if target in own.filled]
-        for name, target in targets.items():
-            value, _ = own.store.pop(name)
-            if name not in loaded:
-                target.data.copy_(value)
-        return loaded
 
 
 def _warn_of_others(announced: Mapping[str, Tensor], store: Mapping[str, Tensor]) -> None:
@@ -165,7 +136,7 @@ def _warn_of_others(announced: Mapping[str, Tensor], store: Mapping[str, Tensor]
     ]
     if others:
         warnings.warn(
-            f"Pyro's parameter store holds other values of {_some(others)} than this program, "
+            f"Pyro's parameter store holds other values of {listed(others)} than this program, "
             "which has parameters of its own; take the store's over by pv.Program(model, guide, "
             "params=pyro.get_param_store()), or empty it by pyro.clear_param_store()",
             UserWarning,
@@ -175,11 +146,6 @@ def _warn_of_others(announced: Mapping[str, Tensor], store: Mapping[str, Tensor]
 
 def _same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and equal(one.detach().cpu(), other.detach().cpu())
-
-
-def _some(names: Any) -> str:
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return ", ".join(map(repr, list(names)[:4])) + more
 
 
 def _name_of(module: nn.Module, announced: Mapping[str, Tensor]) -> str:

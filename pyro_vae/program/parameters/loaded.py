@@ -1,7 +1,7 @@
 """Tensors that a program is given before it has run: whether they fit shows as it runs."""
 
 import warnings
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Set
 from contextlib import suppress
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyro_vae.callers import of_user
 from pyro_vae.errors import CheckpointError
+from pyro_vae.program.parameters.values import listed
 
 
 def unlike(name: str, got: torch.Size, expected: torch.Size, more: str = "") -> CheckpointError:
@@ -90,7 +91,8 @@ class Loaded:
         Raises:
             CheckpointError: They are others, of a file or of what is loaded strictly.
         """
-        holds = f"what was loaded holds {_list(missed)}, which the first run has not asked for"
+        kept = listed(sorted(missed))
+        holds = f"what was loaded holds {kept}, which the first run has not asked for"
         if made and (self.strict or (self.strict is None and missed)):
             more = f"; {holds}" if missed else ""
             way_out = ", or load with strict=False" if self.strict else ""
@@ -106,32 +108,5 @@ class Loaded:
             warnings.warn("; ".join(told), UserWarning, stacklevel=of_user())
 
 
-def is_wider(one: torch.dtype, other: torch.dtype) -> bool:
-    """Return whether floats of one type are rounded by being given another."""
-    floats = one.is_floating_point and other.is_floating_point
-    return floats and torch.finfo(one).bits > torch.finfo(other).bits
-
-
-def tell_of_rounding(rounded: Mapping[str, torch.dtype]) -> None:
-    """Warn of tensors that were loaded in a wider type than a program has.
-
-    Arguments:
-        rounded: The program's types, by name.
-    """
-    types = ", ".join(sorted({str(dtype).removeprefix("torch.") for dtype in rounded.values()}))
-    warnings.warn(
-        f"what was loaded holds {_list(set(rounded))} in a wider type than the program, which has "
-        f"them in {types}: they are rounded; a program that is converted first keeps all digits, "
-        "pv.Program.of(program).to(torch.float64)",
-        UserWarning,
-        stacklevel=of_user(),
-    )
-
-
 def _lacks(names: set[str]) -> str:
-    return f"the program makes {_list(names)}, which what was loaded does not hold"
-
-
-def _list(names: set[str]) -> str:
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return ", ".join(map(repr, sorted(names)[:4])) + more
+    return f"the program makes {listed(sorted(names))}, which what was loaded does not hold"

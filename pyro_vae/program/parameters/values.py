@@ -1,5 +1,6 @@
 """The values of ``pyro.param`` statements: the keys they are held by, and what is known of each."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,3 +41,9 @@ def name_of(key: str) -> str:
     name = key.replace("--", "\0").replace("-", ".").replace("\0", "-")
     bare = name.removesuffix("_")
     return bare if key_of(bare) == key else name
+
+
+def listed(names: Collection[str]) -> str:
+    """Return the first of many names, for a message, and how many more there are."""
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(map(repr, list(names)[:4])) + more

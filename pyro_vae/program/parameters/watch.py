@@ -1,4 +1,4 @@
-"""What Pyro functions use while they run: modules called, parameters stated, parameters hidden."""
+"""What Pyro functions use as they run: modules called, parameters stated, hidden and made."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -8,19 +8,21 @@ from typing import Any
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.modules.module import (
+    register_module_forward_pre_hook,
+    register_module_parameter_registration_hook,
+)
 
 from pyro_vae.torch_private import unwarned_of_hooks
 
 
-class Watch(Messenger):
+class Watch:
     """Takes down what is used inside its block, on this thread.
 
     A module that the program does not know runs in eval mode there, as the known ones do.
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self.known: set[int] = set()  # ids of modules
         self.called: list[nn.Module] = []  # unknown ones, none inside another
         self.stated: dict[str, Tensor] = {}  # unconstrained values by the names of statements
@@ -33,35 +35,26 @@ class Watch(Messenger):
         return {**self.hidden, **self.stated}
 
     @contextmanager
-    def watching(self) -> Iterator["Watch"]:
-        """Watch what runs inside this block."""
-        before = vars(BlockMessenger).get("_postprocess_message")
-        hook = register_module_forward_pre_hook(self._on_this_thread(self._call))
-        hide = self._on_this_thread(self._hide)
-        BlockMessenger._postprocess_message = _hiding(hide)  # type: ignore[method-assign]
+    def watching(self) -> Iterator[None]:
+        """Watch which modules are called inside this block."""
+        mine = threading.get_ident()
+
+        def call(module: nn.Module, _: Any) -> None:
+            if threading.get_ident() == mine:
+                self._call(module)
+
+        hook = register_module_forward_pre_hook(call)
         try:
-            with self, unwarned_of_hooks():
-                yield self
+            with unwarned_of_hooks():
+                yield
         finally:
             hook.remove()
-            del BlockMessenger._postprocess_message
-            if before is not None:  # another program is read around this one
-                BlockMessenger._postprocess_message = before  # type: ignore[method-assign]
             for part in self._training:
                 part.training = True
             self._training.clear()
             self._inside.clear()
 
-    def _on_this_thread(self, function: Callable[..., None]) -> Callable[..., None]:
-        mine = threading.get_ident()
-
-        def watched(*args: Any) -> None:
-            if threading.get_ident() == mine:
-                function(*args)
-
-        return watched
-
-    def _call(self, module: nn.Module, _: Any) -> None:
+    def _call(self, module: nn.Module) -> None:
         if id(module) in self._inside or id(module) in self.known:
             return
         self.called.append(module)
@@ -70,13 +63,6 @@ class Watch(Messenger):
             if part.training:
                 self._training.append(part)
                 part.training = False
-
-    def _pyro_post_param(self, msg: Any) -> None:
-        self.stated[msg["name"]] = _unconstrained(msg["value"])
-
-    def _hide(self, msg: Any) -> None:
-        if msg["type"] == "param" and msg["stop"] and isinstance(msg["value"], Tensor):
-            self.hidden[msg["name"]] = _unconstrained(msg["value"])
 
 
 class Statements(Messenger):
@@ -88,39 +74,70 @@ class Statements(Messenger):
 
     def __init__(self, tell: Callable[[str, Tensor, bool], None]) -> None:
         super().__init__()
-        self._tell, self._mine = tell, threading.get_ident()
+        self._tell = tell
 
     @contextmanager
     def telling(self) -> Iterator[None]:
         """Tell of what runs inside this block."""
-        before = vars(BlockMessenger).get("_postprocess_message")
-        hiding = _hiding(self._hide, before or Messenger._postprocess_message)
-        BlockMessenger._postprocess_message = hiding  # type: ignore[method-assign]
+        mine = threading.get_ident()
+        # Of another program, which runs around this one.
+        around = vars(BlockMessenger).get("_postprocess_message")
+        then: Any = around or Messenger._postprocess_message
+
+        def postprocess(block: Messenger, msg: Any) -> None:
+            """Tell of what a block stops: nobody else sees it."""
+            stopped = msg["type"] == "param" and msg["stop"] and isinstance(msg["value"], Tensor)
+            if stopped and threading.get_ident() == mine:
+                self._tell(msg["name"], _unconstrained(msg["value"]), True)
+            then(block, msg)
+
+        BlockMessenger._postprocess_message = postprocess  # type: ignore[assignment,method-assign]
         try:
             with self:
                 yield
         finally:
             del BlockMessenger._postprocess_message
-            if before is not None:
-                BlockMessenger._postprocess_message = before  # type: ignore[method-assign]
+            if around is not None:
+                BlockMessenger._postprocess_message = around  # type: ignore[method-assign]
 
     def _pyro_post_param(self, msg: Any) -> None:
         self._tell(msg["name"], _unconstrained(msg["value"]), False)
 
-    def _hide(self, msg: Any) -> None:
-        stopped = msg["type"] == "param" and msg["stop"] and isinstance(msg["value"], Tensor)
-        if stopped and threading.get_ident() == self._mine:
-            self._tell(msg["name"], _unconstrained(msg["value"]), True)
 
+@contextmanager
+def noting_made(made: dict[nn.Parameter, bool | None], values: nn.ParameterDict) -> Iterator[None]:
+    """Note the parameters that modules get inside: of a new network, or a ``PyroParam``.
 
-def _hiding(note: Callable[[Any], None], then: Any = Messenger._postprocess_message) -> Any:
-    """Return what a ``poutine.block`` does after a message: nobody else sees those it stops."""
+    Those of a copy of a network are registered by nobody.
 
-    def postprocess(self: BlockMessenger, msg: Any) -> None:
-        note(msg)
-        then(self, msg)
+    Arguments:
+        made: Takes them.
+        values: The program's own, whose parameters are not meant.
+    """
+    mine, copied = threading.get_ident(), nn.Parameter.__deepcopy__
 
-    return postprocess
+    def note(parameter: nn.Parameter) -> None:
+        if threading.get_ident() == mine:
+            made[parameter] = None
+
+    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        new = module._parameters.get(name) is not parameter and module is not values
+        if new and parameter is not None:
+            note(parameter)
+
+    def copy(parameter: nn.Parameter, memo: dict[int, Any]) -> nn.Parameter:
+        known, result = id(parameter) in memo, copied(parameter, memo)
+        if not known:
+            note(result)
+        return result
+
+    hook = register_module_parameter_registration_hook(register)
+    nn.Parameter.__deepcopy__ = copy  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        nn.Parameter.__deepcopy__ = copied  # type: ignore[method-assign]
+        hook.remove()
 
 
 def _unconstrained(value: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ BUGS = [
         "data/count_files.py",
         "    if len(set(words)) < len(words):",
         "    if False:",
-        "tests/test_cli.py::test_bad_files_of_counts",
+        "tests/cli/test_commands.py::test_bad_files_of_counts",
     ),
     Bug(
         "halves of documents that are all of them",
@@ -59,13 +59,13 @@ BUGS = [
         "data/table_files.py",
         'read(path, dtype_backend="numpy_nullable")',
         "read(path)",
-        "tests/test_cli.py::test_a_table_from_training_to_filled_cells",
+        "tests/cli/test_commands.py::test_a_table_from_training_to_filled_cells",
     ),
     Bug(
         "a shell's table split by nothing",
         "data/table_files.py",
         "self.whole[by_turns(len(self.whole))[split]]",
         "self.whole",
-        "tests/test_cli.py::test_rows_of_a_table_are_split_once",
+        "tests/cli/test_commands.py::test_rows_of_a_table_are_split_once",
     ),
 ]

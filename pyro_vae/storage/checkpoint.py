@@ -15,7 +15,7 @@ from pyro_vae.arguments import counted
 from pyro_vae.callers import of_user
 from pyro_vae.errors import CheckpointError
 from pyro_vae.program.parameters.late_values import Kept
-from pyro_vae.program.parameters.values import AVERAGES, key_of
+from pyro_vae.program.parameters.values import AVERAGES, constraint_of, key_of
 from pyro_vae.storage.bundle import (
     bundle_path,
     check_state,
@@ -154,9 +154,11 @@ class Checkpoint:
         if own.late.unasked:
             groups = (group for optimizer in optimizers for group in optimizer.param_groups)
             held = {id(parameter) for group in groups for parameter in group["params"]}
+            named = own.constraints()
             meta[_KEPT] = {
                 key: {
                     "name": own.known[key].name,
+                    "constraint": named.get(key),
                     "trained": id(own.values[key]) in held,
                     "late": key not in own.late.early,
                 }
@@ -232,7 +234,9 @@ def _kept(meta: Mapping[str, Any], values: Mapping[str, Tensor]) -> dict[str, Ke
         if plain and value is not None and value.is_floating_point() and isinstance(told, dict):
             name = told.get("name")
             name = name if isinstance(name, str) and key_of(name) == key else None
-            kept[key] = Kept(value, name, bool(told.get("trained")), bool(told.get("late")))
+            constraint = None if name is None else constraint_of(told.get("constraint"))
+            trained, late = bool(told.get("trained")), bool(told.get("late"))
+            kept[key] = Kept(value, name, constraint, trained, late)
     return kept
 
 

@@ -116,7 +116,8 @@ def _fill(
     narrow = {key: v.dtype for key, v in here.items() if is_wider(tensors[key].dtype, v.dtype)}
     if narrow:
         tell_of_rounding(narrow)
-    loads.expect(awaited)
+    constraints = meta.get("constraints")
+    loads.expect(awaited, constraints=constraints if isinstance(constraints, dict) else None)
     loads.expected.update({key: tensors[key] for key in loads.expected})
     rest = {key: value for key, value in tensors.items() if key not in loads.expected}
     nn.Module.load_state_dict(program, rest)  # what is expected is known

@@ -3,7 +3,11 @@
 import contextlib
 import json
 import resource
+import runpy
+import subprocess
+import sys
 import time
+from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
@@ -12,8 +16,9 @@ import safetensors
 import torch
 from programs import CASES, Coded
 from pyro import poutine
+from pyro.distributions import constraints
 from pyro.infer.autoguide import AutoDelta
-from torch.distributions import constraints
+from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.errors import CheckpointError, ConfigError, DeviceError, ProgramError
@@ -302,7 +307,7 @@ def test_a_name_in_a_file_reaches_no_attribute(name, tmp_path):
     assert callable(pv.Program.of(target).own.values.keys)
 
 
-@pytest.mark.parametrize("field", ["program", "config", "late", "version"])
+@pytest.mark.parametrize("field", ["program", "config", "late", "version", "constraints"])
 @pytest.mark.parametrize("value", [None, 3, [], ["x"], {"a": 1}, "VAE", [[1]], True])
 def test_any_meta_is_refused_or_read(field, value, tmp_path):
     """Whatever a sealed file says, loading answers with a program or a CheckpointError."""
@@ -388,27 +393,123 @@ def test_numbers_that_no_file_of_weights_holds_are_told_of(tmp_path):
         pv.load(tmp_path, into=fresh)
 
 
-def test_a_loaded_value_is_not_read_before_its_statement_has_told_its_constraint(tmp_path):
-    """It was read without the constraint, which was then lost to the program."""
+OF_SCALE = """
+import sys
+import pyro, pyro.distributions as dist, pyro_vae as pv, torch
+from pyro.distributions import constraints
 
+def program(constraint=constraints.positive):
     def model(x):
-        scale = pyro.param("scale", torch.tensor(2.0), constraint=constraints.positive)
+        scale = pyro.param("scale", torch.tensor(2.0), constraint=constraint)
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(0.0, scale), obs=x)
 
-    x = torch.tensor([0.5, -1.0, 4.0])
-    trained = pv.Program(model, lambda x: None)
+    return pv.Program(model, lambda x: None)
+
+x = torch.tensor([0.5, -1.0, 4.0])
+if __name__ == "__main__":
+    trained = program()
     trained.read(x)
-    pv.save(trained, tmp_path)
-    loaded = pv.load(tmp_path, into=pv.Program(model, lambda x: None))
+    pv.save(trained, sys.argv[1])
+"""
+
+
+@pytest.fixture(scope="module")
+def of_scale(tmp_path_factory):
+    """Return the names of ``OF_SCALE``, and a folder to which another process has saved it."""
+    folder = tmp_path_factory.mktemp("scale")
+    script = folder / "scale.py"
+    script.write_text(OF_SCALE)
+    subprocess.run([sys.executable, str(script), str(folder)], check=True)
+    return SimpleNamespace(folder=folder, **runpy.run_path(str(script)))
+
+
+@pytest.mark.parametrize("runs", [False, True])
+def test_a_value_is_read_before_its_statement_where_its_file_tells_its_constraint(runs, of_scale):
+    loaded = pv.load(of_scale.folder, into=of_scale.program())
+    with loaded.running():
+        assert pyro.param("scale").item() == pytest.approx(2.0)
+        if runs:
+            loaded.model(of_scale.x)
+    exact = dist.Normal(0.0, 2.0).log_prob(of_scale.x)
+    torch.testing.assert_close(pv.elbo(loaded, of_scale.x), exact)
+    pv.save(loaded, of_scale.folder / "again")
+    _, meta = read_bundle(of_scale.folder / "again", "program")
+    assert meta["constraints"] == {"scale": "positive"}
+    pv.fit(loaded, of_scale.x, epochs=1, lr=0.1)
+    with loaded.running():
+        assert 0 < pyro.param("scale").item() != pytest.approx(2.0)
+
+
+@pytest.mark.filterwarnings("ignore:.*in a wider type")
+def test_a_value_that_is_read_before_its_statement_has_the_type_of_the_networks(tmp_path):
+    """A guide, which runs first, reads what the model states."""
+
+    def build():
+        net = nn.Linear(1, 1)
+
+        def model(x):
+            pyro.param("scale", torch.tensor(2.0), constraint=constraints.positive)
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(net(z[:, None])[:, 0], 1.0), obs=x)
+
+        def guide(x):
+            scale = pyro.param("scale")
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(net(x[:, None] * scale)[:, 0], scale))
+
+        return pv.Program(model, guide)
+
+    x, trained = torch.zeros(3), build()
+    with trained.running():
+        trained.model(x)
+    trained.read(x)
+    pv.save(trained.to(torch.float64), tmp_path)
+    loaded = pv.load(tmp_path, into=build())
+    pv.elbo(loaded, x)
+    assert {each.dtype for each in loaded.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("told", ["another", ["positive"], None, "old file"])
+def test_a_value_is_not_read_before_its_statement_where_nothing_tells_its_constraint(
+    told, of_scale, tmp_path
+):
+    """It was read without the constraint, which was then lost to the program."""
+    tensors, meta = read_bundle(of_scale.folder, "program")
+    meta = {**meta, "constraints": told if told is None else {"scale": told}}
+    if told == "old file":
+        del meta["constraints"]
+    write_bundle(tmp_path, "program", tensors, meta)
+    loaded = pv.load(tmp_path, into=of_scale.program())
     with (
         loaded.running(),
         pytest.raises(ProgramError, match=r"'scale'.*call program\.read\(rows\)"),
     ):
         pyro.param("scale")
-    torch.testing.assert_close(pv.elbo(loaded, x), dist.Normal(0.0, 2.0).log_prob(x))
+    exact = dist.Normal(0.0, 2.0).log_prob(of_scale.x)
+    torch.testing.assert_close(pv.elbo(loaded, of_scale.x), exact)
     with loaded.running():
         assert pyro.param("scale").item() == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("constraint", [constraints.interval(1.0, 3.0), "softplus_positive"])
+def test_a_constraint_with_arguments_is_not_told_and_another_one_is(constraint, of_scale, tmp_path):
+    """The number that was saved stands for another one under the constraint of the statement."""
+    if constraint == "softplus_positive":
+        other = of_scale.program(getattr(constraints, constraint))
+        loaded = pv.load(of_scale.folder, into=other)
+        with pytest.warns(UserWarning, match="holds 'values.scale' under another constraint"):
+            pv.elbo(loaded, of_scale.x)
+        pv.elbo(loaded, of_scale.x[:2])  # told once: pytest makes an error of a warning
+        return
+    trained = of_scale.program(constraint)
+    trained.read(of_scale.x)
+    pv.save(trained, tmp_path)
+    assert read_bundle(tmp_path, "program")[1]["constraints"] == {}
+    loaded = pv.load(tmp_path, into=of_scale.program(constraint))
+    with loaded.running(), pytest.raises(ProgramError, match="read before a statement"):
+        pyro.param("scale")
 
 
 @pytest.mark.parametrize("reads", ["in a block", "from the store"])

@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.distributions import constraints
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
@@ -679,6 +680,30 @@ def test_a_value_that_the_run_lacks_stays_as_it_is(tmp_path):
     np.testing.assert_array_equal(again.history["loss"], whole.history["loss"])
     assert weights(other).pop("values.scale").exp() == pytest.approx(3.0)
     assert torch.equal(weights(other)["values.loc"], weights(whole.program)["values.loc"])
+
+
+def test_functions_that_read_the_store_find_late_values_there_as_the_run_goes_on(tmp_path):
+    """A penalty on all values lacked those that a batch had still to ask for again."""
+
+    def model(x):
+        values = [pyro.param("loc", lambda: torch.zeros(5))]
+        if x.mean() > 0:
+            start, positive = torch.ones(5), constraints.positive
+            values += [pyro.param(f"late{i}", start / i, constraint=positive) for i in (3, 1, 2)]
+        norms = [value.norm() for value in pyro.get_param_store().values()]
+        pyro.factor("penalty", -sum(norms))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(sum(values) + z[..., None], 0.5).to_event(1), obs=x)
+
+    data = DataLoader(TensorDataset(torch.cat([LOW, HIGH, LOW])), batch_size=16)
+    settings = {"seed": 0, "lr": 0.02, "progress": False}
+    guide = of_two().guide
+    whole = pv.fit(pv.Program(model, guide), data, epochs=3, **settings)
+    for epochs in (1, 3):
+        program = pv.Program(model, guide)
+        pv.fit(program, data, epochs=epochs, out=tmp_path, resume=True, **settings)
+    assert same(weights(program), weights(whole.program))
 
 
 def test_a_value_that_a_later_batch_brings_goes_on(tmp_path):

@@ -7,7 +7,7 @@ all others, which join later in the order in which they had.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ class Kept:
 
     value: Tensor
     name: str | None  # of its statement
+    constraint: Any  # of that; None: a file cannot name it
     trained: bool  # whether an optimizer holds it
     late: bool  # whether it has joined that within the run
 
@@ -50,8 +51,8 @@ class LateValues:
         return [k for k in self._own.values if k not in known and not k.startswith(averages)]
 
     @property
-    def tensors(self) -> set[Tensor]:
-        """Those that are withheld."""
+    def withheld_tensors(self) -> set[Tensor]:
+        """The values that are withheld."""
         values = self._own.values
         return {values[key] for key in self.withheld.keys() & values.keys()}
 
@@ -65,8 +66,9 @@ class LateValues:
         own = self._own
         given = {key: each for key, each in kept.items() if key not in own.values}
         for key, each in given.items():
-            own.put(key, nn.Parameter(each.value.to(device).clone()), Value(each.name))
-            own.shown[own.values[key]] = each.trained
+            value = nn.Parameter(each.value.to(device).clone())
+            own.put(key, value, Value(each.name, each.constraint))
+            own.shown[value] = each.trained
         self._lent = set(given)
         own.version += bool(given)
         late = [key for key in self.unasked if key not in kept or kept[key].late]

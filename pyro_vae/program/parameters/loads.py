@@ -7,16 +7,22 @@ shapes and types fit shows as it ends (``Loaded``). What it has not asked for is
 another kind may.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import torch
 from pyro.nn.module import PyroModule
 from torch import Tensor, nn
+from torch.distributions import transform_to
 
+from pyro_vae.callers import of_user
 from pyro_vae.program.parameters.loaded import Loaded, unlike
 from pyro_vae.program.parameters.object_graph import empty_globals
 from pyro_vae.program.parameters.value_types import type_of
-from pyro_vae.program.parameters.values import AVERAGES, Value, key_of
+from pyro_vae.program.parameters.values import AVERAGES, Value, constraint_of, key_of, listed
+from pyro_vae.program.told import silenced
 
 if TYPE_CHECKING:
     from pyro_vae.program.parameters.parameters import Parameters
@@ -73,14 +79,20 @@ class Loads:
         known = own.values and self.loaded is None  # another program's
         return ({} if known else values) | parts
 
-    def expect(self, tensors: Mapping[str, Tensor], strict: bool | None = None) -> None:
+    def expect(
+        self,
+        tensors: Mapping[str, Tensor],
+        strict: bool | None = None,
+        constraints: Mapping[str, Any] | None = None,
+    ) -> None:
         """Keep saved tensors until the functions ask for them.
 
         Arguments:
             tensors: They take the place of those that were kept before.
             strict: Of ``load_state_dict``: False keeps those that have other names; None of a file.
+            constraints: Names of the constraints of values by key, as a file tells them.
         """
-        own = self._own
+        own, told = self._own, constraints or {}
         for name in self.waiting - tensors.keys() if strict is not False else ():
             self.expected.pop(name, None)
             own.drop(name.removeprefix("values."))
@@ -90,7 +102,8 @@ class Loads:
             if key == name:
                 self.expected[name] = value.clone()
                 continue
-            own.put(key, nn.Parameter(value.clone()), Value(loaded=True))
+            saved = constraint_of(told.get(key))
+            own.put(key, nn.Parameter(value.clone()), Value(loaded=True, saved=saved))
             own.store.note_loaded(own.values[key])
             if own.types.dtype is not None:
                 own.types.take_at_once(key, own.types.dtype)
@@ -179,7 +192,25 @@ class Loads:
                 own.store.note_loaded(place)
         self._give()
         own.types.take()
-        own.types.tell()
+        if not silenced():
+            own.types.warn_of_rounding()
+            self._tell_of_constraints()
+
+    def _tell_of_constraints(self) -> None:
+        """Warn of values that stand for other numbers than those that were saved."""
+        own = self._own
+        asked = [k for k, v in own.known.items() if None not in (v.saved, v.constraint)]
+        others = [f"values.{k}" for k in asked if not _stands(own.values[k], own.known[k])]
+        for key in asked:
+            own.note(key, saved=None)
+        if others:
+            warnings.warn(
+                f"what was loaded holds {listed(others)} under another constraint than that of "
+                "its pyro.param statement, under which its numbers stand for other values; build "
+                "the program as it was saved",
+                UserWarning,
+                stacklevel=of_user(),
+            )
 
     def give_again(self) -> None:
         """Give what got its value in a look, which has put back what it found, the value again."""
@@ -189,6 +220,13 @@ class Loads:
     def _give(self) -> None:
         for place, value in self._given_now:
             place.data.copy_(value)
+
+
+def _stands(tensor: Tensor, known: Value) -> bool:
+    """Return whether a loaded value is what it was, under the constraint of its statement."""
+    with torch.no_grad(), suppress(Exception):  # a file may name one that takes no such tensor
+        return torch.equal(*(transform_to(c)(tensor) for c in (known.saved, known.constraint)))
+    return False
 
 
 # -- hooks of torch --------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from pyro_vae.program.parameters.loads import Loads
 from pyro_vae.program.parameters.modules import owners, unique_name
 from pyro_vae.program.parameters.statements import Answers
 from pyro_vae.program.parameters.value_types import ValueTypes
-from pyro_vae.program.parameters.values import AVERAGES, Value, key_of, name_of
+from pyro_vae.program.parameters.values import AVERAGES, Value, key_of, name_of, name_of_constraint
 from pyro_vae.program.parameters.watch import Statements, Watch, noting_made
 
 
@@ -95,6 +95,12 @@ class Parameters:
         of_values = {id(self.values[key]): name for key, name in named.items()}
         return {id(value): name for name, value in self.announced.items()} | of_values
 
+    def constraints(self) -> dict[str, str]:
+        """Return the constraints of the values, by key, as far as a file can name them."""
+        told = {k: v.saved if v.constraint is None else v.constraint for k, v in self.known.items()}
+        named = {key: name_of_constraint(constraint) for key, constraint in told.items()}
+        return {key: name for key, name in named.items() if name is not None}
+
     def share_values(self, other: "Parameters") -> None:
         """Answer ``pyro.param`` statements with another program's values from now on."""
         self.values, self.known = other.values, other.known
@@ -107,8 +113,8 @@ class Parameters:
         self.values[key] = value
         self.known[key] = known or self.known.get(key, Value())
 
-    def tell(self, key: str, **facts: Any) -> None:
-        """Know more of a value."""
+    def note(self, key: str, **facts: Any) -> None:
+        """Note what is known of a value from now on."""
         self.known[key] = replace(self.known[key], **facts)
 
     def drop(self, key: str) -> None:
@@ -152,7 +158,7 @@ class Parameters:
         # A file may have made room for it.
         key = next(free for index in count() if (free := f"found-{index}") not in taken)
         self.hold(key, tensor)
-        self.tell(key, found=True)
+        self.note(key, found=True)
 
     # -- what statements ask for -----------------------------------------------------------------
 
@@ -160,7 +166,7 @@ class Parameters:
     def answering(self) -> Iterator[None]:
         """Answer the ``pyro.param`` statements of this block; nothing else does."""
         with (
-            Answers(self).given(),
+            Answers(self).giving(),
             noting_made(self.made, self.values),
             Statements(self._note_asked).telling(),
             nullcontext() if self.watch is None else self.watch.watching(),
@@ -172,8 +178,10 @@ class Parameters:
         known = self.known[key]
         if known.name is None:  # in the order of the statements: so functions read the store
             self.known[key] = self.known.pop(key)
-        told = constraint if known.constraint is None else known.constraint
-        self.tell(key, name=name, constraint=told)
+        if known.constraint is None:
+            self.note(key, name=name, constraint=constraint)
+        elif known.name != name:
+            self.note(key, name=name)
 
     def _note_asked(self, name: str, value: Tensor, hidden: bool) -> None:
         """Note that a statement asks for a parameter, inside of a block or outside."""
@@ -195,7 +203,7 @@ class Parameters:
 
         One that requires no gradient is none of them: a callback may thaw it.
         """
-        return self.frozen | self.late.tensors
+        return self.frozen | self.late.withheld_tensors
 
     def show(self, value: Tensor) -> None:
         """Train from now on what a statement outside of any ``poutine.block`` asks for."""

@@ -1,8 +1,8 @@
-"""How ``pyro.param`` statements are answered: from a program's own tensors, through two doors.
+"""How ``pyro.param`` statements are answered: from a program's own tensors.
 
-A handler answers a statement that reaches it. A statement inside of a ``poutine.block`` does not,
-nor does a function that reads Pyro's parameter store itself: they reach the store, which holds the
-same tensors meanwhile, and which asks here before it makes a value of its own.
+A handler answers the statements that reach it. Those inside of a ``poutine.block`` do not, nor do
+functions that read Pyro's parameter store themselves: they reach the store. It holds the same
+tensors while the functions run, and asks here before it makes a value of its own.
 """
 
 import threading
@@ -37,7 +37,7 @@ class Answers:
         self._store: Any = pyro.get_param_store()
 
     @contextmanager
-    def given(self) -> Iterator[None]:
+    def giving(self) -> Iterator[None]:
         """Answer the statements of this block; nothing else does."""
         state = self._state()
         before = set(state["params"])
@@ -96,13 +96,21 @@ class Answers:
         elif initial is not None:
             own.loads.compare(key, lambda: _unconstrained(initial, constraint))
         elif own.known[key].constraint is None and not own.known[key].found:
+            constraint = self._saved(name)
+        own.note_statement(key, name, constraint)
+        return own.values[key]
+
+    def _saved(self, name: str) -> Any:
+        """Return the constraint of a loaded value that is read before a statement has told it."""
+        own, key = self._own, key_of(name)
+        if own.known[key].saved is None:
             raise ProgramError(
                 f"pyro.param({name!r}) is read before a statement has told the constraint of what "
                 "was loaded: call program.read(rows) first, on rows that reach its statement, "
                 f"pyro.param({name!r}, start, constraint=...)"
             )
-        own.note_statement(key, name, constraint)
-        return own.values[key]
+        own.types.choose(key, None)
+        return own.known[key].saved
 
     # -- Pyro's store ----------------------------------------------------------------------------
 

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from pyro_vae.callers import of_user
 from pyro_vae.program.parameters.values import listed
-from pyro_vae.program.told import silenced
 
 if TYPE_CHECKING:
     from pyro_vae.program.parameters.parameters import Parameters
@@ -49,7 +48,7 @@ class ValueTypes:
         """Make values that come late, and keep loaded ones, in the type that all was given."""
         self.dtype = dtype
         for key in self._own.known:
-            self._own.tell(key, type=None)
+            self._own.note(key, type=None)
 
     def convert_first(self) -> bool:
         """Have a first run make values in the type that networks were converted to.
@@ -91,7 +90,7 @@ class ValueTypes:
         stays = self._own.values[key].dtype == beside or (beside or self._awaited) is None
         dtype = beside if start is None else start.dtype
         if self._is_unknown(key) and not stays and dtype is not None and dtype.is_floating_point:
-            self._own.tell(key, type=dtype)
+            self._own.note(key, type=dtype)
 
     def take(self) -> None:
         """Convert loaded values, once the first run has ended.
@@ -103,7 +102,7 @@ class ValueTypes:
             left = self._is_unknown(key) and self._own.values[key].dtype == self.saved
             dtype = beside if left else value.type
             if dtype is not None:
-                self._own.tell(key, type=None)
+                self._own.note(key, type=None)
                 self.take_at_once(key, dtype)
 
     def take_at_once(self, key: str, dtype: torch.dtype) -> None:
@@ -118,9 +117,9 @@ class ValueTypes:
         if is_wider(value.dtype, dtype):
             self._rounded[name] = dtype
 
-    def tell(self) -> None:
-        """Warn of what has been rounded, where warnings are heard."""
-        if self._rounded and not silenced():
+    def warn_of_rounding(self) -> None:
+        """Warn of what has been rounded."""
+        if self._rounded:
             tell_of_rounding(self._rounded)
             self._rounded = {}
 

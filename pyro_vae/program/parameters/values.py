@@ -5,10 +5,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro.distributions import constraints
 from torch import nn
 
 # The running means that TraceGraph_ELBO keeps as it runs: written to, and never trained.
 AVERAGES = "__baseline_avg_downstream_cost_"
+
+# What a file may name: constraints without arguments.
+_NAMED = {
+    name: getattr(constraints, name)
+    for name in (
+        *("real", "positive", "nonnegative", "softplus_positive", "unit_interval", "simplex"),
+        *("ordered_vector", "positive_ordered_vector", "sphere", "lower_cholesky"),
+        *("softplus_lower_cholesky", "unit_lower_cholesky", "corr_cholesky", "corr_matrix"),
+        *("positive_definite", "positive_semidefinite"),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -19,6 +31,7 @@ class Value:
         name: Of the statement that has asked for it; None: none has.
         constraint: Of that statement; None: none has told it.
         loaded: Whether a load has given it before the program first ran.
+        saved: The constraint that its file tells, until a statement does; None: it tells none.
         found: Whether it has no name: a tensor behind a density, that no statement asks for.
         type: Of a loaded value, the one that it takes when the first run ends; None: it stays.
     """
@@ -26,6 +39,7 @@ class Value:
     name: str | None = None
     constraint: Any = None
     loaded: bool = False
+    saved: Any = None
     found: bool = False
     type: torch.dtype | None = None
 
@@ -47,3 +61,17 @@ def listed(names: Collection[str]) -> str:
     """Return the first of many names, for a message, and how many more there are."""
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
     return ", ".join(map(repr, list(names)[:4])) + more
+
+
+def name_of_constraint(constraint: Any) -> str | None:
+    """Return the name by which a file tells a constraint; None: it has arguments, or is a user's.
+
+    Constraints have no equality, and copies of a program copy them.
+    """
+    alike = ((name, type(c), repr(c)) for name, c in _NAMED.items())
+    return next((n for n, *c in alike if c == [type(constraint), repr(constraint)]), None)
+
+
+def constraint_of(name: Any) -> Any:
+    """Return the constraint of a name in a file; None: that names none."""
+    return _NAMED.get(name) if isinstance(name, str) else None

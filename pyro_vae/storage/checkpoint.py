@@ -15,7 +15,7 @@ from pyro_vae.arguments import counted
 from pyro_vae.callers import of_user
 from pyro_vae.errors import CheckpointError
 from pyro_vae.program.parameters.late_values import Kept
-from pyro_vae.program.parameters.values import AVERAGES, constraint_of, key_of
+from pyro_vae.program.parameters.values import AVERAGES, constraints_of, key_of
 from pyro_vae.storage.bundle import (
     bundle_path,
     check_state,
@@ -151,14 +151,13 @@ class Checkpoint:
         if best and since:
             meta[_SINCE_BEST] = since
         own: Any = modules["program"].own
+        meta["constraints"] = own.constraints()
         if own.late.unasked:
             groups = (group for optimizer in optimizers for group in optimizer.param_groups)
             held = {id(parameter) for group in groups for parameter in group["params"]}
-            named = own.constraints()
             meta[_KEPT] = {
                 key: {
                     "name": own.known[key].name,
-                    "constraint": named.get(key),
                     "trained": id(own.values[key]) in held,
                     "late": key not in own.late.early,
                 }
@@ -229,12 +228,13 @@ def _read_kept(folder: Path) -> dict[str, Kept]:
 def _kept(meta: Mapping[str, Any], values: Mapping[str, Tensor]) -> dict[str, Kept]:
     """Return the kept values of a file, but for those that no writer of ours has written."""
     found, own, kept = meta.get(_KEPT), dir(nn.ParameterDict), {}
+    constraints = constraints_of(meta.get("constraints"))
     for key, told in found.items() if isinstance(found, dict) else ():
         value, plain = values.get(key), "." not in key and key not in own
         if plain and value is not None and value.is_floating_point() and isinstance(told, dict):
             name = told.get("name")
             name = name if isinstance(name, str) and key_of(name) == key else None
-            constraint = None if name is None else constraint_of(told.get("constraint"))
+            constraint = None if name is None else constraints.get(key)
             trained, late = bool(told.get("trained")), bool(told.get("late"))
             kept[key] = Kept(value, name, constraint, trained, late)
     return kept
@@ -306,6 +306,7 @@ def read_checkpoint(
         optimizer.load_state_dict(state)
     own: Any = modules["program"].own
     own.late.keep_lent()
+    own.loads.note_constraints(meta.get("constraints"))
     set_random_state(random, device, generators)
     if moved is not None:
         moved.put_back(_part(tensors, "plain."), meta.get("plain"), where)

@@ -116,11 +116,11 @@ def _fill(
     narrow = {key: v.dtype for key, v in here.items() if is_wider(tensors[key].dtype, v.dtype)}
     if narrow:
         tell_of_rounding(narrow)
-    constraints = meta.get("constraints")
-    loads.expect(awaited, constraints=constraints if isinstance(constraints, dict) else None)
+    loads.expect(awaited)
     loads.expected.update({key: tensors[key] for key in loads.expected})
     rest = {key: value for key, value in tensors.items() if key not in loads.expected}
     nn.Module.load_state_dict(program, rest)  # what is expected is known
+    loads.note_constraints(meta.get("constraints"))
     rows = meta.get("rows")
     program.rows.told = rows if type(rows) is int and rows > 0 else None
     trained = meta.get("trained_rows")

@@ -682,6 +682,22 @@ def test_a_value_that_the_run_lacks_stays_as_it_is(tmp_path):
     assert torch.equal(weights(other)["values.loc"], weights(whole.program)["values.loc"])
 
 
+def test_a_run_that_goes_on_under_another_constraint_is_told_of(tmp_path):
+    def run(constraint, epochs):
+        def model(x):
+            scale = pyro.param("scale", torch.ones(5), constraint=constraint)
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(0.0, scale).to_event(1), obs=x)
+
+        program = pv.Program(model, lambda x: None)
+        pv.fit(program, X, out=tmp_path, resume=True, **{**BASE, "epochs": epochs})
+
+    run(constraints.positive, 1)
+    run(constraints.nonnegative, 2)  # the same numbers: pytest makes an error of a warning
+    with pytest.warns(UserWarning, match="holds 'values.scale' under another constraint"):
+        run(constraints.softplus_positive, 3)
+
+
 def test_functions_that_read_the_store_find_late_values_there_as_the_run_goes_on(tmp_path):
     """A penalty on all values lacked those that a batch had still to ask for again."""
 

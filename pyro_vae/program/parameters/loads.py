@@ -21,7 +21,7 @@ from pyro_vae.callers import of_user
 from pyro_vae.program.parameters.loaded import Loaded, unlike
 from pyro_vae.program.parameters.object_graph import empty_globals
 from pyro_vae.program.parameters.value_types import type_of
-from pyro_vae.program.parameters.values import AVERAGES, Value, constraint_of, key_of, listed
+from pyro_vae.program.parameters.values import AVERAGES, Value, constraints_of, key_of, listed
 from pyro_vae.program.told import silenced
 
 if TYPE_CHECKING:
@@ -79,20 +79,14 @@ class Loads:
         known = own.values and self.loaded is None  # another program's
         return ({} if known else values) | parts
 
-    def expect(
-        self,
-        tensors: Mapping[str, Tensor],
-        strict: bool | None = None,
-        constraints: Mapping[str, Any] | None = None,
-    ) -> None:
+    def expect(self, tensors: Mapping[str, Tensor], strict: bool | None = None) -> None:
         """Keep saved tensors until the functions ask for them.
 
         Arguments:
             tensors: They take the place of those that were kept before.
             strict: Of ``load_state_dict``: False keeps those that have other names; None of a file.
-            constraints: Names of the constraints of values by key, as a file tells them.
         """
-        own, told = self._own, constraints or {}
+        own = self._own
         for name in self.waiting - tensors.keys() if strict is not False else ():
             self.expected.pop(name, None)
             own.drop(name.removeprefix("values."))
@@ -102,8 +96,7 @@ class Loads:
             if key == name:
                 self.expected[name] = value.clone()
                 continue
-            saved = constraint_of(told.get(key))
-            own.put(key, nn.Parameter(value.clone()), Value(loaded=True, saved=saved))
+            own.put(key, nn.Parameter(value.clone()), Value(loaded=True))
             own.store.note_loaded(own.values[key])
             if own.types.dtype is not None:
                 own.types.take_at_once(key, own.types.dtype)
@@ -139,6 +132,17 @@ class Loads:
         if new and strict is not False and own.fresh:
             errors.append("networks that the functions make have no place yet: program.read(rows)")
         return taken
+
+    def note_constraints(self, names: Any) -> None:
+        """Note the constraints that a file tells of the values that it has given.
+
+        Arguments:
+            names: Of the constraints, by key; anything, where the file is none of ours.
+        """
+        told = constraints_of(names)
+        for key in self._own.known:
+            self._own.note(key, saved=told.get(key))
+        self._warn_of_constraints()
 
     def arrive(self) -> None:
         """Know by what a load has given, or has put in the place of another, what was known."""
@@ -194,9 +198,9 @@ class Loads:
         own.types.take()
         if not silenced():
             own.types.warn_of_rounding()
-            self._tell_of_constraints()
+            self._warn_of_constraints()
 
-    def _tell_of_constraints(self) -> None:
+    def _warn_of_constraints(self) -> None:
         """Warn of values that stand for other numbers than those that were saved."""
         own = self._own
         asked = [k for k, v in own.known.items() if None not in (v.saved, v.constraint)]

@@ -72,6 +72,7 @@ def name_of_constraint(constraint: Any) -> str | None:
     return next((n for n, *c in alike if c == [type(constraint), repr(constraint)]), None)
 
 
-def constraint_of(name: Any) -> Any:
-    """Return the constraint of a name in a file; None: that names none."""
-    return _NAMED.get(name) if isinstance(name, str) else None
+def constraints_of(names: Any) -> dict[str, Any]:
+    """Return the constraints that a file tells by name, by key; what names none is left out."""
+    told = names.items() if isinstance(names, dict) else ()
+    return {key: _NAMED[name] for key, name in told if isinstance(name, str) and name in _NAMED}

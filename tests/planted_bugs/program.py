@@ -674,6 +674,21 @@ BUGS = [
         "t_shuffled_data_tell",
     ),
     Bug(
+        "the constraint of a value that has been dropped",
+        "program/parameters/parameters.py",
+        "del self.values[key], self.known[key]",
+        "del self.values[key]",
+        "tests/program/test_replaced_parts.py::test_the_constraint_of_a_value_goes_with_it",
+    ),
+    Bug(
+        "late values that the store lacks as a run goes on",
+        "program/parameters/late_values.py",
+        "Value(each.name, each.constraint)",
+        "Value(each.name)",
+        "tests/storage/test_resume.py"
+        "::test_functions_that_read_the_store_find_late_values_there_as_the_run_goes_on",
+    ),
+    Bug(
         "a parameter that comes late is not trained",
         "program/parameters/parameters.py",
         "            self.version += 1\n\n    def take_average",

@@ -85,6 +85,22 @@ def test_weights_made_anew_by_each_call_are_refused():
     assert not list(program.parameters())
 
 
+def test_a_value_that_a_user_takes_out_is_made_anew():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            loc = pyro.param("loc", torch.zeros(D))
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    program = pv.Program(model, lambda x: None)
+    pv.fit(program, data(8), epochs=1, lr=0.1)
+    del program.values["loc"]
+    pv.elbo(program, data(8))
+    assert torch.equal(program.values["loc"], torch.zeros(D))
+    program.values["loc"] = nn.Parameter(torch.ones(D))
+    pv.fit(program, data(8), epochs=1, lr=0.1)
+    assert not torch.equal(program.values["loc"], torch.ones(D))
+
+
 def test_later_batches_may_bring_parameters():
     late = nn.Parameter(torch.zeros(D))
     program = with_leaf(torch.zeros(D))

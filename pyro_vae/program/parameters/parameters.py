@@ -72,7 +72,7 @@ class Parameters:
         return nn.ModuleList([self.parts, self.values]).parameters()
 
     def with_made(self) -> list[nn.Parameter]:
-        """Return them, and those of networks that are made and not yet held, each once."""
+        """Return each parameter once, with those of networks that are made and not yet held."""
         return list(dict.fromkeys([*self.parameters(), *self.made]))
 
     def part_tensors(self) -> dict[str, Tensor]:
@@ -165,6 +165,7 @@ class Parameters:
     @contextmanager
     def answering(self) -> Iterator[None]:
         """Answer the ``pyro.param`` statements of this block; nothing else does."""
+        self._follow_values()
         with (
             Answers(self).giving(),
             noting_made(self.made, self.values),
@@ -172,6 +173,13 @@ class Parameters:
             nullcontext() if self.watch is None else self.watch.watching(),
         ):
             yield
+
+    def _follow_values(self) -> None:
+        """Forget values that a user has removed from ``values``, and know those put there."""
+        for key in self.known.keys() - self.values.keys():
+            del self.known[key]
+        for key in self.values.keys() - self.known.keys():
+            self.known[key] = Value()
 
     def note_statement(self, key: str, name: str, constraint: Any) -> None:
         """Note the statement that asks for a value: the first of them tells its constraint."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pyro_vae as pv
 from benchmarks import front_page, tables
 
 ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 FILES = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 FIELDS = {
     "name",
@@ -74,6 +76,35 @@ def test_steps_on_a_gpu_have_a_table_of_their_own() -> None:
 def test_the_chart_is_drawn_from_the_files() -> None:
     """Its file says of which figures; ``python benchmarks/front_page.py`` draws it anew."""
     assert Image.open(front_page.CHART).text["Description"] == front_page.fingerprint()
+
+
+def _details(name: str) -> dict:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())["details"]
+
+
+def test_the_speed_of_the_front_page_is_that_of_the_models_that_it_counts() -> None:
+    ratios = [
+        row["ours_over"]["Pyro SVI(Trace_ELBO)"]["wall"]["median"]
+        for row in _details("zoo_steps")["rows"].values()
+        if "Pyro SVI(Trace_ELBO)" in row["ours_over"]
+    ]
+    told = re.search(r"takes ([\d.]+) of .* over the (\d+) models", README)
+    assert told is not None
+    assert told.groups() == (f"{statistics.geometric_mean(ratios):.2f}", str(len(ratios)))
+
+
+def test_the_front_page_counts_the_published_programs_as_the_gallery_does() -> None:
+    """Refused trainings are counted as such; the site's first page tells the same number."""
+    rows = _details("gallery")["rows"]
+    kinds = ("fit", "fit, published objective")
+    ok = {kind: {n for n, row in rows.items() if row[kind]["status"] == "ok"} for kind in kinds}
+    plain, own = ok["fit"], ok["fit, published objective"]
+    every = [n for n, row in rows.items() if {a["status"] for a in row.values()} == {"ok"}]
+    words = r"(\d+) published programs.*?(\d+) train .*?objective, (\d+) by .*?; (\d+) answer"
+    (told,) = re.findall(words, README, re.DOTALL)
+    assert plain <= own, "the sentence says by which objective the others are trained"
+    assert list(map(int, told)) == [len(rows), len(plain), len(own - plain), len(every)]
+    assert f"what {len(rows)} published" in (ROOT / "docs" / "index.md").read_text()
 
 
 def test_the_front_page_names_every_model_and_every_objective() -> None:

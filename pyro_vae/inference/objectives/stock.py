@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pyro
 import pyro.infer
 import torch
 from pyro.poutine.messenger import Messenger
@@ -85,17 +86,34 @@ class StockObjective:
         for parameter in kept:
             parameter.grad = None
         with WantParameters(), self._nesting_of(joint):
-            model = _InAllPlates()(joint.model)
+            model = _OneStated()(_InAllPlates()(joint.model))
             value = self._elbo.loss_and_grads(model, joint.guide, *joint.args, **joint.kwargs)
         late = [p for p in program.own.with_made() if p not in kept and p.grad is not None]
         parameters = [*kept, *late]  # which this run has made
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad / joint.size for p in parameters]
+        # None where the batch does not reach it: the optimizer leaves that one as it is.
+        grads = [None if p.grad is None else p.grad / joint.size for p in parameters]
         for parameter in parameters:
             parameter.grad = kept.get(parameter)
         # Pyro's wake-sleep answers a pair of losses, the model's and the guide's.
         total = sum(value) if isinstance(value, tuple) else value
         constant = parameters[0].new_tensor(float(total) / joint.size)
         return _Handout.apply(constant, grads, *parameters)
+
+
+class _OneStated(Messenger):
+    """State a value before a model runs: ``RenyiELBO`` takes no gradient where none is stated.
+
+    Networks need no ``pyro.module`` here. It answers the statement itself: nothing is kept by it.
+    """
+
+    def __enter__(self) -> Any:
+        entered = super().__enter__()
+        pyro.param("pyro_vae.stated")
+        return entered
+
+    def _pyro_param(self, msg: Message) -> None:
+        if msg["name"] == "pyro_vae.stated":
+            msg["value"], msg["done"] = torch.zeros(()), True
 
 
 def _not_so_enumerated(joint: Joint, elbo: pyro.infer.ELBO) -> str:
@@ -133,13 +151,13 @@ class _Handout(torch.autograd.Function):
     """A scalar whose backward hands out gradients computed elsewhere."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, grads: list[Tensor], *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor, grads: list[Tensor | None], *parameters: Tensor) -> Tensor:
         ctx.grads = grads
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        return (None, None, *(upstream * grad for grad in ctx.grads))
+        return (None, None, *(None if g is None else upstream * g for g in ctx.grads))
 
 
 def _without_jit(elbo: pyro.infer.ELBO) -> pyro.infer.ELBO:

@@ -25,14 +25,16 @@ def to_frame(columns: Mapping[str, Any], index: str) -> Any:
     return frame.set_index(index) if index in columns else frame.rename_axis(index)
 
 
-def to_dataset(draws: Mapping[str, Tensor], *axes: str) -> Any:
-    """Return draws by site as an ``xarray.Dataset``, as ArviZ names their axes.
+def to_dataset(values: Mapping[str, Any], *axes: str, **coordinates: Any) -> Any:
+    """Return values by name as an ``xarray.Dataset``, as ArviZ names their axes.
 
-    Axes of an event are called ``SITE_dim_0``, ``SITE_dim_1``, as ArviZ calls them.
+    Axes of an event are called ``NAME_dim_0``, ``NAME_dim_1``, as ArviZ calls them.
 
     Arguments:
-        draws: Tensors by site, ``(axes | event)``.
-        axes: Names of the first axes, ``"chain"`` and ``"draw"`` among them.
+        values: Tensors or arrays by name, ``(axes | event)``.
+        axes: Names of the first axes, ``"chain"`` and ``"draw"`` among those of draws.
+        coordinates: What stands along the last of these axes, by name: ``(N,)``; of the axis' own
+            name, what counts it in place of 0, 1, 2.
 
     Raises:
         ConfigError: xarray is not installed.
@@ -40,11 +42,13 @@ def to_dataset(draws: Mapping[str, Tensor], *axes: str) -> Any:
     with extra("frames", "to_xarray"):
         import xarray
     variables = {}
-    for site, values in draws.items():
-        event = (f"{site}_dim_{axis}" for axis in range(values.dim() - len(axes)))
-        variables[site] = ((*axes, *event), _array(values))
+    for name, each in values.items():
+        array = _array(each)
+        event = (f"{name}_dim_{axis}" for axis in range(array.ndim - len(axes)))
+        variables[name] = ((*axes, *event), array)
     found = xarray.Dataset(variables)
-    return found.assign_coords({name: np.arange(size) for name, size in found.sizes.items()})
+    along = {name: (axes[-1], _array(each)) for name, each in coordinates.items()}
+    return found.assign_coords({n: np.arange(size) for n, size in found.sizes.items()} | along)
 
 
 def _array(values: Any) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import sys
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -12,6 +13,7 @@ from torch.testing import assert_close
 
 import pyro_vae as pv
 from pyro_vae.errors import ConfigError
+from pyro_vae.training.run import Run
 
 pytest.importorskip("pandas", reason="needs the extra 'frames'")
 pytest.importorskip("xarray", reason="needs the extra 'frames'")
@@ -55,6 +57,47 @@ def test_a_likelihood_has_a_row_for_each_datum():
     assert frame.index.name == "datum"
     for name in frame:
         assert_close(values(frame[name]), getattr(found, name))
+
+
+def test_a_history_stands_along_its_epochs():
+    history = {"epoch": np.array([3, 4]), "loss": np.array([2.0, 1.0])}
+    run = Run(None, history, best_epoch=4, steps=2, device=torch.device("cpu"))
+
+    dataset = run.to_xarray()
+
+    assert list(dataset.data_vars) == ["loss"] and dataset["loss"].dims == ("epoch",)
+    assert dataset["loss"].sel(epoch=4).item() == 1.0
+    assert list(Run(None, {}, 0, 0, torch.device("cpu")).to_xarray()) == []
+
+
+def test_a_likelihood_of_one_point_is_one_draw_of_each_datum():
+    found = pv.log_likelihood(TutorialVAE(), binary(5), num_particles=30)
+
+    dataset = found.to_xarray()
+
+    assert list(dataset.data_vars) == ["log_prob"]  # of several ArviZ asks for a name
+    assert dataset["log_prob"].dims == ("chain", "draw", "datum")
+    assert_close(values(dataset["log_prob"].sel(chain=0, draw=0)), found.log_prob)
+    for name in ("noise", "ess", "psis_k"):
+        assert dataset[name].dims == ("datum",)
+        assert_close(values(dataset[name]), getattr(found, name))
+
+
+def test_a_likelihood_at_draws_of_globals_is_that_of_arviz():
+    """Each draw's are exact here, and are those that a leave-one-out estimate weighs."""
+    x = torch.randn(6, 2)
+    drawn = []
+
+    def guide(x: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        drawn.append(w)
+
+    found = pv.log_likelihood(pv.Program(lines, guide), x, num_global_samples=7)
+    dataset = found.to_xarray()["log_prob"]
+
+    assert dict(dataset.sizes) == {"chain": 1, "draw": 7, "datum": 6}
+    exact = dist.Normal(torch.stack(drawn[-7:])[:, None], 1.0).log_prob(x).sum(-1)
+    assert_close(values(dataset[0]), exact)
 
 
 def test_draws_of_each_datum_stand_under_chain_draw_and_datum():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_vae.arguments import positive, typed
 from pyro_vae.callers import of_user
-from pyro_vae.frames import to_frame
+from pyro_vae.frames import to_dataset, to_frame
 from pyro_vae.inference.sampling.diagnostics import median
 from pyro_vae.inference.sampling.importance_weights import (
     pareto_k_of_tail,
@@ -58,7 +58,10 @@ class LogLikelihood(Answer):
     """
 
     _called: ClassVar = "num_particles"  # what K is called, as an argument
-    _elsewhere: ClassVar = {"item": "mean", "log_likelihood": "log_prob", "values": "log_prob"}
+    _elsewhere: ClassVar = {
+        **{"item": "mean", "log_likelihood": "log_prob", "values": "log_prob"},
+        **dict.fromkeys(("to_arviz", "to_inference_data"), "to_xarray"),
+    }
 
     log_prob: Tensor
     ess: Tensor
@@ -75,6 +78,21 @@ class LogLikelihood(Answer):
         """
         names = ("log_prob", "noise", "ess", "psis_k")
         return to_frame({name: getattr(self, name) for name in names}, "datum")
+
+    def to_xarray(self) -> Any:
+        """Return ``log_prob`` as an ``xarray.Dataset``: ArviZ's group ``log_likelihood``.
+
+        Its axes are ``chain``, ``draw`` and ``datum``. A draw is one of the globals, so that
+        ``arviz.loo`` reads log p(x | globals) of each; without globals there is one. The
+        coordinates ``noise``, ``ess`` and ``psis_k`` stand along ``datum``.
+
+        Raises:
+            ConfigError: xarray is not installed.
+        """
+        draws = self.log_prob[None] if self.by_global is None else self.by_global
+        names = ("noise", "ess", "psis_k")
+        told = {name: getattr(self, name) for name in names}
+        return to_dataset({"log_prob": draws[None]}, "chain", "draw", "datum", **told)
 
     @property
     def mean(self) -> float:

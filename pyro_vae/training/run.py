@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pyro_vae.arguments import typed
-from pyro_vae.frames import to_frame
+from pyro_vae.frames import to_dataset, to_frame
 from pyro_vae.names import Answer
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and most runs draw nothing
@@ -79,6 +79,16 @@ class Run(Answer):
             ConfigError: pandas is not installed.
         """
         return to_frame(self.history, "epoch")
+
+    def to_xarray(self) -> Any:
+        """Return the history as an ``xarray.Dataset`` along ``epoch``.
+
+        Raises:
+            ConfigError: xarray is not installed.
+        """
+        counted = {name: column for name, column in self.history.items() if name == "epoch"}
+        columns = {name: column for name, column in self.history.items() if name != "epoch"}
+        return to_dataset(columns, "epoch", **counted)
 
     def __repr__(self) -> str:
         """Show the last epoch, what the best one is worth, and the seconds of all."""

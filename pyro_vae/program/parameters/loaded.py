@@ -32,10 +32,11 @@ class Loaded:
 
     Arguments:
         strict: Of ``load_state_dict``; None of a file, which knows more of what it holds.
+        known: Names that were given, and of what had a place: a load tells itself what lacks there.
     """
 
-    def __init__(self, strict: bool | None) -> None:
-        self.strict = strict
+    def __init__(self, strict: bool | None, known: Set[str] = frozenset()) -> None:
+        self.strict, self.known = strict, known
         self._shapes: dict[str, tuple[torch.Size, torch.Size]] = {}  # got and expected, by key
 
     def compare(self, key: str, value: Tensor, start: Callable[[], Tensor]) -> Tensor | None:

@@ -128,6 +128,8 @@ class Loads:
         parts = [value for name, value in state.items() if name.startswith("parts.")]
         own.types.saved = type_of([*parts, *self.expected.values()])
         unknown = state.keys() - here.keys() - taken.keys()
+        if self.loaded is not None and own.fresh:
+            self.loaded = Loaded(self.loaded.strict, {*here, *state, *self.expected})
         new = any(name.startswith("parts.") for name in unknown)
         if new and strict is not False and own.fresh:
             errors.append("networks that the functions make have no place yet: program.read(rows)")
@@ -182,7 +184,8 @@ class Loads:
             averages = f"values.{key_of(AVERAGES)}"  # which training alone asks for
             left = {*self.expected, *(f"values.{key}" for key in values - used)} - found
             missed = {name for name in left if not name.startswith(averages)}
-            made = {*here, *(f"values.{key}" for key in used - values)} - own.at_first - found
+            made = {*here, *(f"values.{key}" for key in used - values)} - own.at_first
+            made -= self.loaded.known | found
             self.loaded.require_shapes()
             stored = {f"values.{key_of(name)}" for name in own.store.entries}
             self.loaded.settle(missed, made, stored)

@@ -15,7 +15,8 @@ from pyro_vae.arguments import counted
 from pyro_vae.callers import of_user
 from pyro_vae.errors import CheckpointError
 from pyro_vae.program.parameters.late_values import Kept
-from pyro_vae.program.parameters.values import AVERAGES, constraints_of, key_of
+from pyro_vae.program.parameters.saved_constraints import constraints_of
+from pyro_vae.program.parameters.values import AVERAGES, key_of
 from pyro_vae.storage.bundle import (
     bundle_path,
     check_state,
@@ -151,7 +152,7 @@ class Checkpoint:
         if best and since:
             meta[_SINCE_BEST] = since
         own: Any = modules["program"].own
-        meta["constraints"] = own.constraints()
+        meta["constraints"] = own.constraints.names()
         if own.late.unasked:
             groups = (group for optimizer in optimizers for group in optimizer.param_groups)
             held = {id(parameter) for group in groups for parameter in group["params"]}
@@ -306,7 +307,7 @@ def read_checkpoint(
         optimizer.load_state_dict(state)
     own: Any = modules["program"].own
     own.late.keep_lent()
-    own.loads.note_constraints(meta.get("constraints"))
+    own.constraints.note(meta.get("constraints"))
     set_random_state(random, device, generators)
     if moved is not None:
         moved.put_back(_part(tensors, "plain."), meta.get("plain"), where)

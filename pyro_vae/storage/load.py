@@ -46,8 +46,10 @@ def load(
         into: Your own program, built as it was when it was saved: its weights are replaced, by
             name. A class or a variable that has another name since is known by its tensors, and a
             warning says so. Floats take the types that the program has, with a warning where that
-            rounds them: ``pv.Program.of(into).to(torch.float64)`` before keeps all digits. A
-            program of ``pv.models`` is rebuilt from its configuration without it.
+            rounds them: ``pv.Program.of(into).to(torch.float64)`` before keeps all digits. The
+            file tells constraints that take no argument: a ``pyro.param`` statement with another
+            one, under which the numbers stand for other values, is warned of. A program of
+            ``pv.models`` is rebuilt from its configuration without it.
         device: Where a rebuilt program goes: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
 
     Returns:
@@ -120,7 +122,7 @@ def _fill(
     loads.expected.update({key: tensors[key] for key in loads.expected})
     rest = {key: value for key, value in tensors.items() if key not in loads.expected}
     nn.Module.load_state_dict(program, rest)  # what is expected is known
-    loads.note_constraints(meta.get("constraints"))
+    program.own.constraints.note(meta.get("constraints"))
     rows = meta.get("rows")
     program.rows.told = rows if type(rows) is int and rows > 0 else None
     trained = meta.get("trained_rows")

@@ -71,7 +71,7 @@ def describe(program: Program) -> dict[str, Any]:
         "config": getattr(source, "config", None) if zoo else None,
         "parameters": sum(p.numel() for p in program.parameters() if not is_lazy(p)),
         "late": program.own.made_late,
-        "constraints": program.own.constraints(),
+        "constraints": program.own.constraints.names(),
         "rows": program.rows.own,
         "trained_rows": program.rows.trained,
         "plain_state": plain_state(program),

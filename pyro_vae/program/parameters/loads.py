@@ -7,21 +7,16 @@ shapes and types fit shows as it ends (``Loaded``). What it has not asked for is
 another kind may.
 """
 
-import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-import torch
 from pyro.nn.module import PyroModule
 from torch import Tensor, nn
-from torch.distributions import transform_to
 
-from pyro_vae.callers import of_user
 from pyro_vae.program.parameters.loaded import Loaded, unlike
 from pyro_vae.program.parameters.object_graph import empty_globals
 from pyro_vae.program.parameters.value_types import type_of
-from pyro_vae.program.parameters.values import AVERAGES, Value, constraints_of, key_of, listed
+from pyro_vae.program.parameters.values import AVERAGES, Value, key_of
 from pyro_vae.program.told import silenced
 
 if TYPE_CHECKING:
@@ -135,17 +130,6 @@ class Loads:
             errors.append("networks that the functions make have no place yet: program.read(rows)")
         return taken
 
-    def note_constraints(self, names: Any) -> None:
-        """Note the constraints that a file tells of the values that it has given.
-
-        Arguments:
-            names: Of the constraints, by key; anything, where the file is none of ours.
-        """
-        told = constraints_of(names)
-        for key in self._own.known:
-            self._own.note(key, saved=told.get(key))
-        self._warn_of_constraints()
-
     def arrive(self) -> None:
         """Know by what a load has given, or has put in the place of another, what was known."""
         own, here = self._own, self._own.tensors()
@@ -201,23 +185,7 @@ class Loads:
         own.types.take()
         if not silenced():
             own.types.warn_of_rounding()
-            self._warn_of_constraints()
-
-    def _warn_of_constraints(self) -> None:
-        """Warn of values that stand for other numbers than those that were saved."""
-        own = self._own
-        asked = [k for k, v in own.known.items() if None not in (v.saved, v.constraint)]
-        others = [f"values.{k}" for k in asked if not _stands(own.values[k], own.known[k])]
-        for key in asked:
-            own.note(key, saved=None)
-        if others:
-            warnings.warn(
-                f"what was loaded holds {listed(others)} under another constraint than that of "
-                "its pyro.param statement, under which its numbers stand for other values; build "
-                "the program as it was saved",
-                UserWarning,
-                stacklevel=of_user(),
-            )
+            own.constraints.warn_of_others()
 
     def give_again(self) -> None:
         """Give what got its value in a look, which has put back what it found, the value again."""
@@ -227,13 +195,6 @@ class Loads:
     def _give(self) -> None:
         for place, value in self._given_now:
             place.data.copy_(value)
-
-
-def _stands(tensor: Tensor, known: Value) -> bool:
-    """Return whether a loaded value is what it was, under the constraint of its statement."""
-    with torch.no_grad(), suppress(Exception):  # a file may name one that takes no such tensor
-        return torch.equal(*(transform_to(c)(tensor) for c in (known.saved, known.constraint)))
-    return False
 
 
 # -- hooks of torch --------------------------------------------------------------------------------

@@ -1,9 +1,10 @@
 """The tensors that a program trains: networks behind its functions, and values of ``pyro.param``.
 
 Each idea about them has a module of its own: how statements are answered (``statements``), what is
-known of a value (``values``) and which type it takes (``value_types``), what loads give (``loads``)
-and the store of ``params=`` (``given_store``), which values come late to a training
-(``late_values``), and what is used as the functions run (``watch``, ``discovery``).
+known of a value (``values``), which type it takes (``value_types``), which constraint a file tells
+(``saved_constraints``), what loads give (``loads``) and the store of ``params=`` (``given_store``),
+which values come late to a training (``late_values``), and what is used as the functions run
+(``watch``, ``discovery``).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -20,9 +21,10 @@ from pyro_vae.program.parameters.late_values import LateValues
 from pyro_vae.program.parameters.loaded import unlike
 from pyro_vae.program.parameters.loads import Loads
 from pyro_vae.program.parameters.modules import owners, unique_name
+from pyro_vae.program.parameters.saved_constraints import SavedConstraints
 from pyro_vae.program.parameters.statements import Answers
 from pyro_vae.program.parameters.value_types import ValueTypes
-from pyro_vae.program.parameters.values import AVERAGES, Value, key_of, name_of, name_of_constraint
+from pyro_vae.program.parameters.values import AVERAGES, Value, key_of, name_of
 from pyro_vae.program.parameters.watch import Statements, Watch, noting_made
 
 
@@ -64,6 +66,7 @@ class Parameters:
         self.watch: Watch | None = None  # while it is found out what the functions use
         self.store = GivenStore(store)
         self.types = ValueTypes(self)
+        self.constraints = SavedConstraints(self)
         self.loads = Loads(self)
         self.late = LateValues(self)
 
@@ -94,12 +97,6 @@ class Parameters:
         named = {k: v.name or name_of(k) for k, v in self.known.items() if not v.found}
         of_values = {id(self.values[key]): name for key, name in named.items()}
         return {id(value): name for name, value in self.announced.items()} | of_values
-
-    def constraints(self) -> dict[str, str]:
-        """Return the constraints of the values, by key, as far as a file can name them."""
-        told = {k: v.saved if v.constraint is None else v.constraint for k, v in self.known.items()}
-        named = {key: name_of_constraint(constraint) for key, constraint in told.items()}
-        return {key: name for key, name in named.items() if name is not None}
 
     def share_values(self, other: "Parameters") -> None:
         """Answer ``pyro.param`` statements with another program's values from now on."""

@@ -5,22 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro.distributions import constraints
 from torch import nn
 
 # The running means that TraceGraph_ELBO keeps as it runs: written to, and never trained.
 AVERAGES = "__baseline_avg_downstream_cost_"
-
-# What a file may name: constraints without arguments.
-_NAMED = {
-    name: getattr(constraints, name)
-    for name in (
-        *("real", "positive", "nonnegative", "softplus_positive", "unit_interval", "simplex"),
-        *("ordered_vector", "positive_ordered_vector", "sphere", "lower_cholesky"),
-        *("softplus_lower_cholesky", "unit_lower_cholesky", "corr_cholesky", "corr_matrix"),
-        *("positive_definite", "positive_semidefinite"),
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -61,18 +49,3 @@ def listed(names: Collection[str]) -> str:
     """Return the first of many names, for a message, and how many more there are."""
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
     return ", ".join(map(repr, list(names)[:4])) + more
-
-
-def name_of_constraint(constraint: Any) -> str | None:
-    """Return the name by which a file tells a constraint; None: it has arguments, or is a user's.
-
-    Constraints have no equality, and copies of a program copy them.
-    """
-    alike = ((name, type(c), repr(c)) for name, c in _NAMED.items())
-    return next((n for n, *c in alike if c == [type(constraint), repr(constraint)]), None)
-
-
-def constraints_of(names: Any) -> dict[str, Any]:
-    """Return the constraints that a file tells by name, by key; what names none is left out."""
-    told = names.items() if isinstance(names, dict) else ()
-    return {key: _NAMED[name] for key, name in told if isinstance(name, str) and name in _NAMED}

@@ -1,9 +1,9 @@
 """Runs of a model on data with holes, and with other numbers in their place."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import torch
 from pyro.poutine.messenger import Messenger
@@ -11,7 +11,7 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vae.program.batches.batch import Batch, map_batch, num_rows
+from pyro_vae.program.batches.batch import Batch, map_batch, named_leaves, num_rows
 from pyro_vae.program.checks import is_discrete
 from pyro_vae.program.handlers import Message, innermost
 
@@ -19,8 +19,23 @@ FEW, MANY = 3, 7  # columns for which 8 runs have codes, and 16
 Run = Callable[..., Trace | None]  # ``Runs.model_under``
 
 
+class _Marks(NamedTuple):
+    """An argument that marks the cells of another which are seen, or those which are not."""
+
+    leaf: Tensor
+    given: Tensor  # has the holes
+    of_seen: bool
+
+    def on(self, made: Tensor) -> Tensor:
+        """Return the marks of other numbers in the place of those which have the holes."""
+        return (made.isnan() ^ self.of_seen).to(self.leaf.dtype)
+
+
 class FilledRuns:
     """Runs a model at the same latents, and with the same random numbers; None where it fails.
+
+    An argument that marks the holes of another marks those that are left: data in which nothing is
+    missing say so.
 
     Arguments:
         run: Runs the program.
@@ -34,6 +49,10 @@ class FilledRuns:
         self._others = _Latents(model, guide, others=True)
         self.rows, self.failed = num_rows(batch), False
 
+    @cached_property
+    def _marks(self) -> list[_Marks]:
+        return list(_marks_in(self._batch))
+
     def plain(self) -> Trace | None:
         """Run on the data as they are."""
         return self._run(self._batch, self._same)
@@ -44,9 +63,32 @@ class FilledRuns:
 
     def filled(self, *, high: bool) -> Trace | None:
         """Run with the least or the largest number seen of its column in the place of each NaN."""
-        found = self._run(map_batch(partial(_filled, high=high), self._batch), self._same)
+        found = self._run_on(self._marked(partial(_filled, high=high)))
         self.failed |= found is None
         return found
+
+    def with_another(
+        self, leaf: Tensor, rows: Tensor | None, *, high: bool | None = None
+    ) -> Trace | None:
+        """Run with other numbers in one argument, which keeps its holes.
+
+        Arguments:
+            leaf: The argument.
+            rows: Which of its rows have others; None is none.
+            high: Whether the others have the largest numbers in the place of NaN, or the least;
+                None leaves them as they are.
+        """
+
+        def made(each: Tensor) -> Tensor:
+            return each if each is leaf or high is None else _filled(each, high=high)
+
+        marked = self._marked(made)
+
+        def turned(each: Tensor) -> Tensor:
+            now = marked(each)
+            return now if rows is None or each is not leaf else _turned(now, each, rows)
+
+        return self._run_on(turned)
 
     def of_codes(
         self, codes: Tensor, *, full: bool = False, only: Tensor | None = None, chosen: Any = None
@@ -62,8 +104,21 @@ class FilledRuns:
             chosen: These cells, which have the last code.
         """
         coded = partial(_coded, full=full, only=only, chosen=chosen)
-        runs = (partial(coded, code=code) for code in codes)
-        return [self._run(map_batch(run, self._batch), self._same) for run in runs]
+        return [self._run_on(self._marked(partial(coded, code=code))) for code in codes]
+
+    def _run_on(self, made: Callable[[Tensor], Tensor]) -> Trace | None:
+        return self._run(map_batch(made, self._batch), self._same)
+
+    def _marked(self, made: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """Return what makes other data, with marks of their holes where an argument has such."""
+
+        def with_marks(leaf: Tensor) -> Tensor:
+            for marks in self._marks:
+                if leaf is marks.leaf:
+                    return marks.on(made(marks.given))
+            return made(leaf)
+
+        return with_marks
 
 
 class _Latents(Messenger):
@@ -136,6 +191,18 @@ def has_holes(leaf: Any) -> bool:
     return real and bool(leaf.isnan().any())
 
 
+def _marks_in(batch: Batch) -> Iterator[_Marks]:
+    """Yield the arguments that are 0 and 1, or flags, by the holes of another."""
+    leaves = [leaf for _, leaf in named_leaves(batch) if not leaf.is_meta]
+    holey = [leaf for leaf in leaves if has_holes(leaf)]
+    for leaf in leaves:
+        for given in holey:
+            for of_seen in (True, False):
+                marks = _Marks(leaf, given, of_seen)
+                if leaf.shape == given.shape and torch.equal(leaf, marks.on(given).to(leaf.device)):
+                    yield marks
+
+
 def _filled(leaf: Tensor, *, high: bool) -> Tensor:
     """Return data with the least or the largest number of a column in the place of its NaN."""
     return torch.where(leaf.isnan(), _range(leaf)[high], leaf) if has_holes(leaf) else leaf
@@ -160,6 +227,20 @@ def _coded(leaf: Tensor, *, full: bool, only: Tensor | None, chosen: Any, code: 
     own = own.reshape(-1, *(1,) * (leaf.dim() - 1))
     filled = leaf if leaf is not only else torch.where(chosen, torch.where(own, high, low), leaf)
     return torch.where(leaf.isnan(), made if full else filled, made)
+
+
+def _turned(now: Tensor, leaf: Tensor, rows: Tensor) -> Tensor:
+    """Return what an argument is now with another number of its column in each cell of some rows.
+
+    Arguments:
+        now: As it stands in a run.
+        leaf: As it is given, whose columns have the numbers.
+        rows: Which rows, ``(B,)``.
+    """
+    low, high = _range(leaf) if leaf.is_floating_point() else (leaf.amin(0), leaf.amax(0))
+    other = torch.where(now == high, low, high).to(now.dtype)
+    some = rows.to(now.device).reshape(-1, *(1,) * (now.dim() - 1))
+    return torch.where(some & ~now.isnan(), other, now)
 
 
 def _range(leaf: Tensor) -> tuple[Tensor, Tensor]:

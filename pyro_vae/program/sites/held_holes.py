@@ -1,7 +1,7 @@
 """Which cells of what is observed hold holes of the data, by what they move with."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,29 +11,6 @@ from pyro_vae.program.sites.observed_cells import Cells, by_row, differ, values_
 
 _PARTS = 3  # of the rows with holes, looked at by turns
 _MOST = 2.0  # times the square of any other's share, that of the number which a cell holds
-
-
-def made_cells(
-    cells: Mapping[str, Cells], runs: FilledRuns, arguments: Mapping[str, Any]
-) -> dict[str, Tensor]:
-    """Return which cells hold what a latent, a parameter or another argument gives for a hole.
-
-    Arguments:
-        cells: What sites observe.
-        runs: Runs the program.
-        arguments: All of them, by name; a number that one has in this place is that.
-    """
-    others = values_of(runs.others())
-    rows = [by_row(leaf) for leaf in arguments.values() if isinstance(leaf, Tensor) and leaf.dim()]
-    found = {}
-    for name, each in cells.items():
-        value, own = each.of(others), by_row(each.value)
-        given = torch.zeros_like(own, dtype=torch.bool)
-        for leaf in rows:
-            if leaf.shape == own.shape:
-                given |= leaf.to(own.device) == own
-        found[name] = differ(each.value, value) | value.requires_grad | given.reshape(value.shape)
-    return found
 
 
 def cells_in_place(each: Cells, moved: Tensor, lacks: Mapping[str, Tensor]) -> str:
@@ -63,7 +40,7 @@ def held_holes(
 
     Arguments:
         cells: What sites observe.
-        made: Which of it a latent or a parameter makes, of the sites that are asked of.
+        made: Which of it stands in for a hole (``stand_ins``), of the sites that are asked of.
         runs: Runs the program.
         lacks: The arguments with holes.
     """

@@ -17,7 +17,7 @@ from pyro_vae.arguments import counted
 from pyro_vae.program.batches.batch import Batch
 from pyro_vae.program.handlers import Message, innermost, observes, sample_sites
 from pyro_vae.program.looks.filled_runs import FilledRuns, Run, has_holes
-from pyro_vae.program.sites.held_holes import cells_in_place, held_holes, lost_cells, made_cells
+from pyro_vae.program.sites.held_holes import cells_in_place, held_holes, lost_cells
 from pyro_vae.program.sites.masks import has_cells
 from pyro_vae.program.sites.observed_cells import (
     Cells,
@@ -27,6 +27,7 @@ from pyro_vae.program.sites.observed_cells import (
     kept_of,
     values_of,
 )
+from pyro_vae.program.sites.stand_ins import stand_ins
 from pyro_vae.program.told import Told
 
 _KEY = ("holes", "of all sites")  # one warning a program
@@ -106,7 +107,9 @@ class Holes:
         low = values_of(runs.filled(high=False))
         moved = {name: differ(each.filled, each.of(low)) for name, each in cells.items()}
         placed = {name: cells_in_place(each, moved[name], lacks) for name, each in cells.items()}
-        faults = _faults_in_place(cells, moved, made_cells(cells, runs, arguments), placed)
+        faults = _faults_in_place(
+            cells, moved, placed, partial(stand_ins, runs=runs, arguments=arguments)
+        )
         filled = values_of(high)
         others = {
             name
@@ -197,22 +200,25 @@ def _message(names: list[str], faults: Mapping[str, _Fault], lacks: Mapping[str,
 def _faults_in_place(
     cells: Mapping[str, Cells],
     moved: Mapping[str, Tensor],
-    made: Mapping[str, Tensor],
     placed: Mapping[str, str],
+    made: Callable[[Mapping[str, Cells]], dict[str, Tensor]],
 ) -> dict[str, _Fault]:
     """Return what is wrong about sites that observe an argument cell by cell: all holes that count.
 
     Arguments:
         cells: What sites observe.
         moved: Which of it moves with what is filled in.
-        made: Which of it a latent or a parameter makes.
         placed: The argument that stands so in each site.
+        made: Finds which cells of some sites stand in for a hole, which takes runs.
     """
+    kept = {name: each.kept & moved[name] for name, each in cells.items() if placed[name]}
+    scored = {name: cells[name] for name, holes in kept.items() if bool(holes.any())}
     found = {}
-    for name, given in placed.items():
-        each, holes = cells[name], moved[name] & ~made[name]
-        if given and bool((each.kept & holes).any()):
-            found[name] = _Fault(partial(_scored, name, each, holes, each.kept & holes), given)
+    for name, stand_in in (made(scored) if scored else {}).items():
+        each, holes = cells[name], moved[name] & ~stand_in
+        if bool((each.kept & holes).any()):
+            words = partial(_scored, name, each, holes, each.kept & holes)
+            found[name] = _Fault(words, placed[name])
     return found
 
 
@@ -237,7 +243,7 @@ def _faults_moved(
     high, low = (runs.filled(high=end) for end in (True, False))
     every = cells_of(runs.plain() or model, high, runs.rows, plate)
     cells = {name: each for name, each in every.items() if name in names}
-    made = made_cells(cells, runs, arguments)
+    made = stand_ins(cells, runs, arguments)
     for name, (given, scored) in held_holes(every, made, runs, lacks).items():
         each = cells[name]
         holes = differ(each.filled, each.of(values_of(low))) & ~made[name]

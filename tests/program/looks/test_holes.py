@@ -705,6 +705,74 @@ def test_a_hole_that_another_argument_fills_is_none(lacks):
     assert told_of(model, (WIDE, other if lacks else other.nan_to_num(0.5)))[0] == []
 
 
+def in_one_event(x, kept):
+    with pyro.plate("rows", len(x)):
+        pyro.sample("x", dist.Normal(torch.zeros(4), 1.0).mask(kept).to_event(1), obs=x)
+
+
+def in_columns(x, kept):
+    with pyro.plate("rows", len(x)):
+        for k in range(4):
+            pyro.sample(f"x{k}", dist.Normal(0.0, 1.0).mask(kept[:, k]), obs=x[:, k])
+
+
+@pytest.mark.parametrize("observe", [in_one_event, in_columns])
+def test_a_second_measurement_in_another_unit_fills_a_hole(observe):
+    def model(x, y):
+        observe(x.where(~x.isnan(), 1.5 * y + 2.0), torch.ones_like(x) > 0)
+
+    assert told_of(model, (WIDE, WIDE.flip(1).nan_to_num(0.5)))[0] == []
+
+
+BESIDE = {
+    "seen": ~WIDE.isnan(),
+    "lacks": WIDE.isnan(),
+    "seen as numbers": 1.0 - WIDE.isnan().float(),
+    "no effect": torch.zeros_like(WIDE),
+    "a treatment": torch.arange(len(WIDE)) % 2,
+    "a baseline": WIDE.flip(1).nan_to_num(0.5),
+}
+MISSED = {
+    "inverted": lambda x, y: in_one_event(x.nan_to_num(), x.isnan()),
+    "after": lambda x, y: in_one_event(x.nan_to_num(), ~x.nan_to_num().isnan()),
+    "of rows": lambda x, y: in_one_event(x.nan_to_num(), ~x.isnan().all(-1, keepdim=True)),
+    "less another": lambda x, y: in_one_event(
+        x.nan_to_num() - y.reshape(len(y), -1).float(), torch.ones_like(x) > 0
+    ),
+    "means of another": lambda x, y: in_one_event(
+        x.where(~x.isnan(), y.reshape(len(y), -1).float().mean(0)), torch.ones_like(x) > 0
+    ),
+    "means of its row": lambda x, y: in_one_event(
+        x.where(~x.isnan(), x.nanmean(1, keepdim=True)), torch.ones_like(x) > 0
+    ),
+}
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+@pytest.mark.parametrize("missed", MISSED)
+def test_holes_that_count_are_told_of_beside_an_argument_with_the_same_numbers(missed, beside):
+    """Flags are 0 just where 0 stands for a hole: all such mistakes were silent beside them."""
+    (found,) = told_of(MISSED[missed], (WIDE, BESIDE[beside]))[0]
+    assert ("has an inverted mask" if missed == "inverted" else "scores cells that are") in found
+
+
+@pytest.mark.parametrize("lacks", [True, False])
+@pytest.mark.parametrize("kind", [torch.bool, torch.long, torch.float])
+def test_an_argument_that_marks_what_is_seen_is_no_mask_until_the_model_has_one(lacks, kind):
+    def filled(x, seen):
+        return torch.where(seen.bool() ^ lacks, x, 0.0)
+
+    def model(x, seen):
+        in_one_event(filled(x, seen), torch.ones_like(x) > 0)
+
+    def by_marks(x, seen):
+        in_one_event(filled(x, seen), seen.bool() ^ lacks)
+
+    data = WIDE, (WIDE.isnan() ^ (not lacks)).to(kind)
+    assert "scores cells that are NaN in the data (" in told_of(model, data)[0][0]
+    assert told_of(by_marks, data)[0] == []
+
+
 def refusing(x):
     if not bool(x.isnan().any()):
         raise KeyError("no hole")

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.errors import ConfigError
+from pyro_vae.signatures import Readable
 
 T = TypeVar("T")
 
@@ -274,6 +275,7 @@ def typed(what: T) -> T:
                 raise ConfigError(f"{name}: got {shown(value)}, expected {kind.words}{example}")
         return function(*args, **kwargs)
 
+    checked.__signature__ = Readable.of(function)  # type: ignore[attr-defined]
     return checked  # type: ignore[return-value]
 
 

@@ -4,14 +4,17 @@
 """
 
 import inspect
+import pydoc
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -21,6 +24,8 @@ import pages  # noqa: E402
 from public_names import everything, is_documented  # noqa: E402
 
 import pyro_vae as pv  # noqa: E402
+from pyro_vae.arguments import typed  # noqa: E402
+from pyro_vae.signatures import Readable  # noqa: E402
 
 PUBLIC = everything()
 DOCUMENTED = {path: value for path, value in PUBLIC.items() if is_documented(value)}
@@ -88,6 +93,41 @@ def test_what_checks_its_arguments_says_what_it_raises() -> None:
     asked = verbs | {name: v for name, v in DOCUMENTED.items() if name.startswith(rooms)}
     silent = [name for name, value in asked.items() if "Raises:" not in value.__doc__]
     assert silent == ["pyro_vae.models.Resampled"]
+
+
+def test_the_help_of_fit_is_two_pages() -> None:
+    lines = pydoc.plain(pydoc.render_doc(pv.fit)).splitlines()
+    assert len(lines) <= 100 and max(map(len, lines)) <= 120
+
+
+def test_the_help_of_a_verb_breaks_its_signature_and_names_types_without_modules() -> None:
+    @typed
+    def verb(
+        program: Any,
+        /,
+        data: Callable[[float], float] | None = None,
+        *rows: int,
+        device: str | torch.device = "auto",
+        kind: Any = SimpleNamespace,
+        words: Literal["some", "more"] | None = "some",
+        **others: Any,
+    ) -> SimpleNamespace:
+        """Do something."""
+        return SimpleNamespace()
+
+    lines = pydoc.plain(pydoc.render_doc(verb)).splitlines()[2:]
+
+    assert max(map(len, lines)) <= 104
+    shown = " ".join(map(str.strip, lines)).partition("verb(")[2]
+    assert shown.startswith("program: Any, /, data: Callable[[float], float] | None = None, *rows:")
+    assert "device: str | torch.device = 'auto', kind: Any = SimpleNamespace, words:" in shown
+    assert "NoneType" not in shown and "**others: Any) -> SimpleNamespace Do something" in shown
+    assert inspect.signature(verb) == inspect.signature(verb.__wrapped__)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("function", [lambda a, /: 0, lambda *, b=1: 0, lambda *c, d: 0])
+def test_a_short_signature_is_spelled_as_python_does(function: Callable[..., int]) -> None:
+    assert str(Readable.of(function)) == str(inspect.signature(function))
 
 
 def test_a_docstring_of_another_layout_is_found() -> None:

@@ -123,156 +123,66 @@ def fit(
     .. math:: \min_{\theta, \phi} \; -\frac{1}{N} \sum_n \mathbb{E}_{q_\phi(z \mid x_n)}
        [\log p_\theta(x_n \mid z) - \beta\,(\log q_\phi(z \mid x_n) - \log p_\theta(z))]
 
-    Columns of the history, per epoch: ``loss`` is the mean over the data of what was minimised.
-    ``elbo`` is minus the loss where the objective is the ELBO, beta is 1 and there is no ``ema``
-    (then over all data, in train mode, while the weights moved); in all other cases it is the
-    un-annealed ELBO after the epoch, in eval mode, on the first 1024 training rows (of a loader: on
-    one batch), with the same noise each epoch. A guide without a density has none. An update that
-    is left out of some batches (a critic held back) has its mean over the others. ``valid_elbo`` is
-    that of all validation data; ``valid_bound``, for IWAE and its like, the objective's own bound
-    there (``valid_objective`` where it is none). ``beta`` (or one ``beta[site]`` each) and ``lr``
-    are those at the end of the epoch.
-
-    The modules run in train mode within an epoch and in eval mode between two; afterwards, and
-    after an error, each is in the mode in which it was found (``pv.load`` leaves eval mode). A part
-    that was found in eval mode with no weight to train (``part.requires_grad_(False).eval()``) is
-    frozen: its dropout stays off and its running statistics stand still. Under
-    a graph, the parameters' ``.grad`` are set after the last step of each epoch, and hooks on them
-    count from the next epoch on. Ctrl-C, SIGTERM, SIGUSR1, divergence or any other error puts the
-    best weights so far into the program (without ``valid`` it stays as it is), saves it and a
-    checkpoint into ``out`` (of the last whole epoch, or of the last within one), and goes on to the
-    caller. A side log never stops a run.
-
-    Data-parallel: ``torchrun --nproc-per-node=8 train.py`` (``srun --ntasks-per-node=8 python
-    train.py`` under Slurm) runs a script, unchanged, on 8 devices.
-    Each process sees its rows of every batch, draws noise of its own, and takes the same step:
-    ``batch_size`` is that of all together, and with it the course of the training. Weights are
-    those of rank 0 at the start; buffers that move (batch norm) are averaged at each step, but for
-    queues of rows with a pointer beside them, of which all keep those of rank 0. Every
-    process runs the callbacks (one true answer stops all), returns a ``Run`` with equal numbers and
-    goes on with the script (``run.rank == 0`` tells one of them); rank 0 writes and shows progress.
-    Validation rows are dealt out too.
-
-    Threads: while a run trains, calls of this library from other threads of the process are
-    refused; at other times they wait for each other. What cannot be guarded: another thread that
-    draws from the global generators itself (``torch.rand``, new layers, ``np.random``, stock Pyro)
-    takes numbers from the run, and changes it. Processes, forked or spawned, share nothing.
+    The history has, per epoch, ``loss`` (the mean over the data of what was minimised), ``elbo``,
+    ``valid_elbo``, ``beta`` and ``lr``. The program holds the weights of the best epoch where there
+    is ``valid``, and the last ones otherwise. Ctrl-C, SIGTERM or an error puts the best so far into
+    it (without ``valid`` it stays as it is), and writes a checkpoint into ``out``. The modules run
+    in train mode within an epoch and in eval mode between two. ``torchrun`` runs a script,
+    unchanged, on several devices. ``docs/guide/training.md`` tells all of this in full, and what
+    batches, streams, continuations and threads are.
 
     Arguments:
         program: Anything with ``.model`` and ``.guide``; functions: ``pv.Program(model, guide)``.
-        data: Training data, one row per datum: tensor, array, tuple or dict of them, ``Dataset``,
-            or ``DataLoader``; sparse matrices of scipy or torch, whose rows become dense batch by
-            batch; an ``IterableDataset`` of rows, or any object whose ``__iter__`` yields the
-            batches of an epoch (no iterator, which can be read once); ``()`` where model and guide
-            take no arguments. Tensors that fit are kept on the device and indexed there; an
-            array that maps a file (``np.load(mmap_mode="r")``) is not read whole: in the program's
-            precision it is indexed as it is, and in another its rows come as a ``Dataset``'s.
-            They are checked before training; what a loader yields or ``transform`` makes, batch by
-            batch in the first epoch.
-        valid: Validation data, in any of these forms (of a stream, rows of one pass are in memory
-            at a time): its un-annealed ELBO is measured each epoch,
-            and the weights of the best epoch are kept (best by the objective's own bound, where it
-            is another; under a critic that moves with them no epoch is: the last are kept).
+        data: One row per datum: tensor, array, sparse matrix, tuple or dict of them, ``Dataset``,
+            ``DataLoader``, or an object whose ``__iter__`` yields the batches of an epoch; ``()``
+            where the model takes no arguments.
+        valid: Validation data, in any of these forms: the un-annealed ELBO of each epoch.
         objective: An objective or any ``pyro.infer.ELBO``; None is ``pv.ELBO()``, which any program
             admits. ``pv.AnalyticELBO()`` is the same bound, with less noise where a KL is known.
         epochs: Passes over the data; None are 10, or what ``max_steps`` takes.
-        batch_size: B, of all devices together; a last batch of one row, which has no variance for
-            batch normalisation, is joined to the one before, and a program without a plate of the
-            data takes all of them at each step. In a batch, what stands outside the plate counts
-            once, and as N/B where it is a sum over the rows. A ``DataLoader`` brings its own, each
-            taken alone: what stands outside the plate and depends on its rows counts as they do,
-            but for a mean, which counts once (a warning says so). It is run by every process, which
-            keeps its rows; one whose sampler deals each process other rows brings its share. A row
-            that two samplers deal stops the run; of streams the number of rows alone is checked.
-        accumulate: Parts in which each batch passes, one after another, for one step: what is held
-            for its gradient is a part's alone, and the step is that of the whole batch (each part
-            draws noise of its own; batch normalisation, and objectives that compare the rows of a
-            batch, see those of a part).
-        lr: Learning rate of the default optimizer, Adam, or of a class; None is 1e-3. An optimizer
-            that has a rate of its own takes none.
-        optimizer: In place of it: a factory ``parameters -> torch.optim.Optimizer``; a class of
-            ``torch.optim`` or ``pyro.optim``, which gets ``lr``; a torch optimizer over the
-            program's parameters, used as it is; a ``pyro.optim`` optimizer, with its clipping and
-            functions of names.
-        lr_schedule: Multiplier of the learning rate, a function of the progress in [0, 1]. A rate
-            that a callback or a scheduler of ``torch.optim`` sets is the one that it multiplies.
+        batch_size: B, rows of a step, of all devices together; a ``DataLoader`` brings its own.
+        accumulate: Parts in which each batch passes, one after another, for one step.
+        lr: Learning rate of the default optimizer, Adam, or of a class; None is 1e-3.
+        optimizer: In its place: a factory ``parameters -> torch.optim.Optimizer``, a class of
+            ``torch.optim`` or ``pyro.optim``, which gets ``lr``, or an optimizer of either.
+        lr_schedule: Multiplier of the learning rate, a function of the progress in [0, 1].
         clip_norm: Largest global norm of the gradient.
-        ema: Decay, in (0, 1), of a moving average of the weights over the steps (0.999, say). What
-            is judged after each epoch, and what the program holds in the end, is then the average
-            (``run.judged``); training goes on from the weights themselves, which callbacks see.
-        beta: KL weight: a number (0 is allowed), a function of the progress t in [0, 1]
-            (``pv.schedules``; ``lambda t: min(1.0, t * epochs / 10)`` rises over 10 epochs), or one
-            of these per latent site.
+        ema: Decay, in (0, 1), of a moving average of the weights, which is then judged and kept.
+        beta: KL weight: a number, a function of the progress in [0, 1], or one per latent site.
         patience: Epochs without a better validation ELBO after which to stop.
-        transform: Applied to each batch on the device (``torch.bernoulli``: dynamic binarization;
-            ``lambda batch: batch[0]``: images without their labels); to ``data`` alone: ``valid``
-            is judged as it is given, so give it as this makes data, less what augments them.
-        callbacks: One or several, called with the ``Run`` so far after each epoch; a true answer
-            stops the run.
-        size: N, of a stream that does not tell it: rows of an epoch, of all devices together.
-            ``"count"`` reads the stream once before training. An epoch of other rows stops the run.
-        seed: Of noise and order, and beside the global random state of the starting values that a
-            program's first run draws; the global random state is left as found.
+        transform: Applied to each training batch on the device (``torch.bernoulli``: dynamic
+            binarization); ``valid`` is judged as it is given.
+        callbacks: Called with the ``Run`` so far after each epoch; a true answer stops the run.
+        size: N, the rows of a stream that does not tell it; ``"count"`` reads it once before.
+        seed: Of noise and order; the global random state is left as found.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
-        devices: ``"auto"``: those that torchrun or Slurm's srun started the script on, else one. A
-            number starts the script once more for each further device of this machine; 1 is this
-            process alone, also beside others of a Slurm or MPI job.
-        precision: None leaves the parameters as they are; ``"32-true"`` and ``"64-true"`` convert
-            them. ``"bf16-mixed"`` runs the torch modules that map tensors to tensors under bfloat16
-            autocast in training steps; parameters, densities and sums stay in float32.
-        reduce_dtype: In which gradients are sent and summed over processes; None: their own.
-            ``torch.bfloat16`` moves half the bytes of float32, and leaves 8 bits of each gradient.
-        compile: ``"trace"`` runs model and guide once per batch shape and from then on the tensor
-            graph that they left, with equal numbers; True also compiles the graph (Inductor; the
-            first step of each shape waits for the compiler; numbers equal up to rounding).
-            ``"auto"`` traces, and where a minute or more is to go another process compiles; the
-            faster graph stays. False runs model and guide at each step.
-        out: Run folder: ``config.json``, weights, ``history.csv``, TensorBoard events, checkpoints.
-            Or an address that fsspec opens (``"s3://bucket/run"``, extra ``remote``): the run
-            writes to a temporary folder, of which each checkpoint is published as a whole.
-        logger: In place of TensorBoard's events, with ``out`` or without: a logger of
-            ``lightning_fabric.loggers`` (or any with ``log_metrics(metrics, step)``), or a list of
-            them. Each gets the settings and the rows of the history, by epoch; one that fails is
-            warned of, and gets no more.
-        checkpoint_every: Epochs between checkpoints in ``out``; there is one at the end in any
-            case.
+        devices: A number of this machine's; ``"auto"``: those of torchrun or srun, else one.
+        precision: ``"32-true"``, ``"64-true"`` or ``"bf16-mixed"``; None leaves the parameters.
+        reduce_dtype: In which gradients are summed over processes; None: their own.
+        compile: ``"trace"`` runs the tensor graph of a step, True also compiles it, ``"auto"``
+            does so where it pays, and False runs model and guide at each step.
+        out: Run folder: settings, weights, history, checkpoints; or an address (``"s3://..."``).
+        logger: In place of TensorBoard's events: a logger of ``lightning_fabric``, or several.
+        checkpoint_every: Epochs between checkpoints in ``out``; there is one at the end.
         checkpoint_steps, checkpoint_minutes: Steps and minutes between them, within epochs too.
-            What a run that is killed has lost is what came after the last. The batches of the
-            running epoch that are done are read once more by a continuation, and not trained on.
         resume: Go on from the checkpoint in ``out``, if there is one, with the program, data and
-            settings that it was started with (``epochs``, ``max_steps``, ``patience``,
-            ``callbacks``, ``device`` and ``devices`` are free; what differs is named);
-            bit-identical on as many CPU processes
-            (in ``compile="auto"``, up to where a compiled graph took over), where noise comes from
-            the global generators of torch, NumPy or Python, or a loader's own. Within an epoch that
-            needs data that come in the same order again (a loader whose data set draws from NumPy's
-            generator does not), and one process: several draw other noise. ``"settings"`` lets
-            learning rate, schedules, KL weight, clipping, the optimizer's options, ``transform``,
-            ``valid`` and parts without weights differ, and writes down in ``config.json`` what did;
-            the best weights under another ``transform`` or ``valid`` are forgotten. A finished run
-            is returned at once; one that a callback stopped goes on.
-        max_steps: Steps of the whole run, after which it ends, within an epoch too: that epoch is
-            judged as it is, and a continuation of more steps goes on with its other batches.
+            settings of its run; ``"settings"`` lets learning rate, schedules and the like differ.
+        max_steps: Steps of the whole run, after which it ends, within an epoch too.
         max_minutes: Likewise, minutes of this call.
         progress: Show a progress bar.
 
     Raises:
-        DataError: Data that the program cannot take; nothing is changed (but by the batches that
-            a loader yielded before the bad one).
-        ConfigError: An argument out of range; ``out`` holds another run, or one that a process is
-            writing; another thread of this process is training, or in a verb for a minute; a
-            schedule with a value below zero or not finite, or one of epochs or steps.
-        TrainingDiverged: A loss or gradient is not finite; weights and buffers are the best so far,
-            or without ``valid`` those before that step.
-        CheckpointError: The checkpoint in ``out`` is damaged or does not fit, or the optimizer has
-            a state that no file can hold (found at the first step).
+        DataError: Data that the program cannot take.
+        ConfigError: An argument out of range; ``out`` is in use or holds another run; another
+            thread is training.
+        TrainingDiverged: A loss or gradient is not finite; weights are the best so far, or without
+            ``valid`` those before that step.
+        CheckpointError: The checkpoint in ``out`` is damaged or does not fit, or the optimizer's
+            state fits no file.
         DeviceError: The device is not there.
-        OSError: ``out`` cannot be written when the run begins or ends (in between, a checkpoint
-            that cannot be is a warning); the program holds what it should all the same.
-        ProcessError: Another process of the group has failed; names it and its error. A later
-            ``fit`` of all processes begins anew.
-        ProgramError: Several devices, for a program that draws its own minibatch; or parts of
-            tensors, for one whose densities are other functions of a part (a mean, a count).
+        OSError: ``out`` cannot be written when the run begins or ends.
+        ProcessError: Another process of the group has failed; names it and its error.
+        ProgramError: Several devices or parts, for a program that takes its data whole.
     """
     world = join(devices, device)
     with _training(world), ExitStack() as stack:

@@ -186,7 +186,7 @@ class Ours:
         return self.stepper.step(x, None)[0]
 
     def set_lr(self, lr: float) -> None:
-        self.stepper.set_lr(lr / LR)
+        self.stepper.rates.set(lr / LR)
 
 
 def variants(case: Case, device: str = "cpu") -> dict[str, Callable[[], Variant]]:

@@ -261,7 +261,7 @@ class Loop(Continued):
                     self.wrapped.read(batch)
                     self.wrapped.check(batch)
                 progress = min(1.0, self.steps / total)  # a loader may yield more than it says
-                self.stepper.set_lr(self.lr_schedule(progress))
+                self.stepper.rates.set(self.lr_schedule(progress))
                 with self.world.together():
                     losses = self.stepper.step(batch, self.beta(progress))
                 sums.add(losses, self.world.rows(batch))

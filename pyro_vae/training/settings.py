@@ -166,7 +166,7 @@ def record_steps(
     reduce_dtype: torch.dtype | None,
 ) -> dict[str, Any]:
     """Return what the steps of a run are, as JSON gives it back: a continuation must share it."""
-    rates = [[float(lr) for lr in base] for base in stepper.base_lrs]
+    rates = [[float(lr) for lr in base] for base in stepper.rates.first]
     weights = beta.items() if isinstance(beta, Mapping) else None
     return {
         "objective": objective_name(objective),

@@ -1,14 +1,14 @@
 """One training step: the updates of an objective, each checked before it moves a weight."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.arguments import counted, shown
+from pyro_vae.arguments import counted
 from pyro_vae.errors import ConfigError, ProgramError, TrainingDiverged
 from pyro_vae.heap import keep_freed_blocks
 from pyro_vae.inference.graphs.compiled_loss import CompiledLoss, Mode, another, check_mode
@@ -25,16 +25,16 @@ from pyro_vae.training.adam import Adam
 from pyro_vae.training.optimizers import checked, join, runs_others
 from pyro_vae.training.parallel import Reduce
 from pyro_vae.training.reasons import reason
-from pyro_vae.training.shared_buffers import digest
+from pyro_vae.training.scheduled_rates import ScheduledRates
+from pyro_vae.training.shared_gradients import average, facts_of, set_apart
 from pyro_vae.training.undo import Buffers, Undo, put_back_on_error, restore
+from pyro_vae.training.updates import require_loss, updates_of
 from pyro_vae.training.whole_step import WholeStep, flag
 
 # Steps between two looks at the flag of a deferred check: one sync each.
 CHECK_EVERY = 100
 # Below this many steps tracing costs more than it saves.
 _WORTH_TRACING = 50
-# Under which keys a parameter group keeps the rate that a schedule multiplies, and its value.
-_BASE, _VALUE = "scheduled_lr", "schedule"
 _NOTHING_MOVES: AbstractContextManager[None] = nullcontext()
 
 
@@ -79,7 +79,7 @@ class Stepper:
         program.diverged = False
         self._objective = objective
         self._version = program.own.version
-        self.updates = _updates_of(objective, program)
+        self.updates = updates_of(objective, program)
         self._looks = 2 * len(self.updates)
         self._met: dict[int, Tensor] = {}
         still = program.own.untrained
@@ -92,9 +92,7 @@ class Stepper:
             (checked(update.optimizer) if update.optimizer else optimizer)(parameters)
             for update, parameters in zip(self.updates, self.trained, strict=True)
         ]
-        self.base_lrs = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
-        self._multiplier: float | None = None
-        self._schedule_new()
+        self.rates = ScheduledRates(self.optimizers)
         self.clip_norm = clip_norm
         self.size = size
         self.reduce = reduce
@@ -172,7 +170,7 @@ class Stepper:
             self._late |= {id(parameter) for parameter in new}
             self.trained[index] += new
             join(self.optimizers[index], new)
-            self._schedule_new()
+            self.rates.note_new()
             compiled = self._compiled[index]
             if compiled is not None:
                 compiled.step.trained += new
@@ -228,33 +226,6 @@ class Stepper:
             self._met[id(leaf)] = leaf  # the tensor too: an id may be given again
         if not self._looks:
             self._met.clear()
-
-    def _groups(self) -> list[tuple[dict[str, Any], Any]]:
-        """Return all parameter groups, each with its first learning rate."""
-        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
-        return [(group, group.get(_BASE, group["lr"])) for group in groups]
-
-    def _schedule_new(self) -> None:
-        """Note in each new group the rate that a schedule multiplies: a checkpoint holds it."""
-        value = 1.0 if self._multiplier is None else self._multiplier
-        for group, lr in self._groups():
-            if _BASE not in group:
-                group |= {"lr": lr * value, _BASE: lr, _VALUE: value}
-
-    def set_lr(self, multiplier: float) -> None:
-        """Multiply the learning rates by a schedule's present value.
-
-        A rate that a callback or a scheduler has set since is what the value multiplies from then
-        on, by its ratio to the value before; under a value of 0, it is the rate itself.
-        """
-        if multiplier == self._multiplier:
-            return
-        self._multiplier = multiplier
-        for group, first in self._groups():
-            base, before = group.get(_BASE, first), group.get(_VALUE)
-            if before is not None and group["lr"] != base * before:
-                base = group["lr"] / (before or 1.0)
-            group |= {"lr": base * multiplier, _BASE: base, _VALUE: multiplier}
 
     def step(self, batch: Batch, beta: Beta | None) -> list[Tensor | None]:
         """Apply all updates to one batch and return their losses, detached, on the device.
@@ -614,7 +585,7 @@ class Stepper:
     def _backward(self, index: int, batch: Batch, beta: Beta | None) -> Tensor:
         """Set the gradients of one update by the program itself; return its loss, detached."""
         loss = self.updates[index].loss(self.program.joint(batch, beta=beta, size=self.size))
-        _require_loss(self.updates[index].name, loss)
+        require_loss(self.updates[index].name, loss)
         self._hold_made(index, loss, batch)
         if self._version != self.program.own.version:
             self._grow()
@@ -628,7 +599,7 @@ class Stepper:
             parameter.grad = None
         every = self._alone and not self.program.own.frozen
         loss.backward(inputs=None if every else trained)
-        _set_apart(self.trained[index])
+        set_apart(self.trained[index])
         return loss.detach()
 
     def _reduced_norm(self, index: int, loss: Tensor) -> Tensor:
@@ -636,45 +607,12 @@ class Stepper:
         if self.reduce is not None:
             if self._compared[index]:
                 self._compared[index] -= 1
-                facts = {"parameters to train": self._facts(index)}
-                self._agree({"update": self.updates[index].name, **facts})
-            self._average(loss, self.trained[index], self.reduce)
+                names = {id(p): name for name, p in self.program.named_parameters()}
+                facts = facts_of(self.trained[index], names, self._late)
+                self._agree({"update": self.updates[index].name, "parameters to train": facts})
+            average(loss, self.trained[index], self.reduce)
         grads = [p.grad for p in self.trained[index] if p.grad is not None]
         return global_norm(grads) if grads else torch.zeros_like(loss)
-
-    def _facts(self, index: int) -> dict[str, Any]:
-        """Return what processes that train together must have in common: which parameters move.
-
-        And from which values, where they have come within the run.
-        """
-        names = {id(p): name for name, p in self.program.named_parameters()}
-        facts = {}
-        for place, parameter in enumerate(self.trained[index]):
-            name = names.get(id(parameter), f"of the objective, {place}")
-            if parameter.requires_grad:
-                late = id(parameter) in self._late
-                kept = f"from {digest(parameter)[:8]}" if late else "trained"
-                facts[name] = f"{kept}, {place} of shape {tuple(parameter.shape)}"  # one order
-        return facts
-
-    @staticmethod
-    def _average(loss: Tensor, trained: list[nn.Parameter], reduce: Reduce) -> None:
-        """Average a loss and gradients over the processes.
-
-        All send the gradient of each parameter, zero where their rows do not reach it. One that no
-        rows have reached keeps none, as in one process.
-        """
-        moving = [parameter for parameter in trained if parameter.requires_grad]
-        absent = [place for place, parameter in enumerate(moving) if parameter.grad is None]
-        reached = loss.new_ones(len(moving))
-        for place in absent:
-            reached[place] = 0.0
-            moving[place].grad = torch.zeros_like(moving[place])
-        grads = [parameter.grad for parameter in moving if parameter.grad is not None]
-        counts = reduce([loss, reached, *grads])
-        for place in absent if counts else range(len(moving)):
-            if not reached[place]:
-                moving[place].grad = None
 
     def _require_finite(self, loss: Tensor, norm: Tensor, index: int, batch: Batch) -> None:
         if not _are_finite(loss, norm):
@@ -698,22 +636,6 @@ class Stepper:
         optimizer.found_inf = self._broken  # what a gradient scaler sets: the fused step skips
 
 
-def _set_apart(parameters: list[nn.Parameter]) -> None:
-    """Give gradients that share memory some of their own: what follows scales them in place.
-
-    Of two values that are added PyTorch may set two views of one gradient.
-    """
-    taken: set[int] = set()
-    for parameter in parameters:
-        grad = parameter.grad
-        if grad is None or grad.layout is not torch.strided:
-            continue
-        memory = grad.untyped_storage().data_ptr()
-        if memory in taken:
-            parameter.grad = grad.clone()
-        taken.add(memory)
-
-
 def _are_finite(loss: Tensor, norm: Tensor) -> bool:
     # A sync, for free on the CPU: nothing may be written before the numbers are known.
     return math.isfinite(loss.item() + norm.item())
@@ -732,41 +654,3 @@ def parts_of(batch: Batch, count: int) -> Iterator[Batch]:
     for place in range(count):
         start, stop = place * rows // count, (place + 1) * rows // count
         yield map_rows(lambda leaf, start=start, stop=stop: leaf[start:stop], batch)  # type: ignore[misc]
-
-
-def _updates_of(objective: Objective, program: Program) -> Sequence[Update]:
-    """Return the updates of a training step.
-
-    Raises:
-        ConfigError: None, or something else.
-    """
-    updates = objective.updates(program)
-    parts = ("loss", "parameters")  # anything with them will do
-    made = isinstance(updates, Sequence) and all(hasattr(u, p) for u in updates for p in parts)
-    if not made:
-        raise ConfigError(
-            f"objective: {type(objective).__name__}.updates(program) returned {shown(updates)}, "
-            "expected a list of pv.Update(loss, parameters)"
-        )
-    if not updates:
-        raise ConfigError("objective: it has no update, expected at least one to train by")
-    return updates
-
-
-def _require_loss(name: str, loss: Any) -> None:
-    """Refuse what no gradient can be taken of.
-
-    Raises:
-        ConfigError: No number, or one in which no parameter stands.
-    """
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        mean = ", such as its .mean()" if isinstance(loss, Tensor) else ""
-        raise ConfigError(
-            f"objective: update {name!r} returned {shown(loss)} for a loss, expected one number in "
-            f"nats per datum{mean}"
-        )
-    if not loss.requires_grad:
-        raise ConfigError(
-            f"objective: update {name!r} returned a loss without a gradient, expected one in which "
-            "parameters stand; make it of the terms, without .item(), .detach() or torch.no_grad()"
-        )

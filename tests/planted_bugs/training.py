@@ -118,7 +118,7 @@ BUGS = [
     ),
     Bug(
         "the schedule multiplies what it multiplied",
-        "training/step.py",
+        "training/scheduled_rates.py",
         'group |= {"lr": base * multiplier, _BASE: base, _VALUE: multiplier}',
         'group |= {"lr": group["lr"] * multiplier, _BASE: base, _VALUE: multiplier}',
         "tests/training/test_fit.py::test_the_learning_rate_follows_its_schedule",

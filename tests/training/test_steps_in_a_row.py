@@ -83,7 +83,7 @@ def test_a_row_of_steps_moves_all_as_single_steps_do(name, monkeypatch):
             for part in (BATCHES, BATCHES[:4]):  # two rows, as of two epochs
                 with stepper.in_a_row() if row else validation(False):
                     for step, batch in enumerate(part):
-                        stepper.set_lr(1 / (1 + step))
+                        stepper.rates.set(1 / (1 + step))
                         beta = None if step < 9 else 0.5
                         losses += [loss.clone() for loss in stepper.step(batch, beta)]
                     stepper.check(batch)

@@ -44,7 +44,7 @@ def trained(stepper, data, between=lambda step, stepper: None, steps=10):
     with stepper.program.running(), validation(False), stepper.in_a_row():
         for step in range(steps):
             between(step, stepper)
-            stepper.set_lr(2.0 ** -(step % 3))
+            stepper.rates.set(2.0 ** -(step % 3))
             (loss,) = stepper.step(data.roll(step, -1), 0.1 * (step + 1))
             found.append(loss)
             if step % 4 == 3:

@@ -106,13 +106,13 @@ class GivenData:
         Raises:
             DataError: Arguments that the program does not take.
         """
-        examples, counts = self._program.examples, self._program.reader.counts
+        examples, runs = self._program.examples, self._program.reader.runs
         if examples.conforming(batch):
             return batch
         if examples.offered:
             batch = self._lone(batch)
             checks.check_example(batch, examples.example(1))
-        made = counts.as_floats(self._as_example(batch), self._program.precision)
+        made = runs.as_taken(self._as_example(batch))
         if made is batch:
             examples.conforms(batch)
         return made

@@ -78,7 +78,6 @@ from pyro_vae.program.parameters.discovery import Discovery
 from pyro_vae.program.parameters.modules import (
     leaves_behind,
 )
-from pyro_vae.program.sites.counts import Counts
 from pyro_vae.program.sites.holes import Holes, observed_holes, of_joint_rows
 from pyro_vae.program.sites.masks import is_masked, tell_of_masks
 from pyro_vae.program.sites.numbered import LookUps, forget_plates, numbered
@@ -147,7 +146,6 @@ class Reader:
         self._whole: bool | None = self.told_whole or None
         self._met: set[str] = set()  # sites of ``observed`` that a batch had
         self._weights: dict[str, Any] | None = None  # in train mode, where they are others there
-        self.counts = Counts()
         self._counters = Counters()
         self.row_bytes.forget()
 
@@ -176,6 +174,7 @@ class Reader:
             ProgramError: Model and guide disagree, or no plate holds the data, or two could.
         """
         self.told.give()
+        batch = self.runs.as_taken(batch)
         key = self._key(batch)
         more = self._contrasts.more_in(batch)
         if key in self._layouts and not more:
@@ -187,18 +186,14 @@ class Reader:
         if likely is not None and self._counters.confirmed(key, batch, self.runs.once(batch)):
             self.last = likely
             return likely
-        precision = self._program.precision
         try:
             floats = self._read_anew(batch)
-        except (DataError, ProgramError) as error:
-            if key in self._layouts:  # known, and no look at the rest of it
-                self._contrasts.meet(batch)
-                self.last = self._layouts[key]
-                return self.last
-            refused = isinstance(error, ProgramError)
-            if refused or not self.counts.try_floats(batch, precision, self.read):
+        except (DataError, ProgramError):
+            if key not in self._layouts:
                 raise
-            floats = self.counts.as_floats(batch, precision)
+            self._contrasts.meet(batch)  # known, and no look at the rest of it
+            self.last = self._layouts[key]
+            return self.last
         if floats is not batch:
             self.last = self._layouts[key] = self.read(floats)
         return self.last  # type: ignore[return-value]
@@ -220,6 +215,9 @@ class Reader:
         with Discovery.during(self._program.own) as discovery, Copies() as copies:
             drawn = DrawnRows()
             model, guide = self.runs.once(batch, drawn)
+            floats = self.runs.as_taken(batch)
+            if floats is not batch:
+                return floats
             looks = looks_of((model, guide))
             plate = self._find_plate(model, guide, batch)
             self._tell_of_plate_around(model, plate, batch)
@@ -518,12 +516,12 @@ class Reader:
         self, model: Trace, bindings: Mapping[str, Binding], batch: Batch
     ) -> Batch:
         """Return the batch as it comes once it is known which of its integers are counts."""
+        counts = self.runs.counts
         observed = [(name, site) for name, site in sample_sites(model) if is_data(site)]
         with self.runs.quiet(batch), validation(False):
-            candidates = self.counts.candidates(observed, bindings, batch)
-        precision = self._program.precision
-        self.counts.settle(candidates, batch, precision, self.runs.once)
-        return self.counts.as_floats(batch, precision)
+            candidates = counts.candidates(observed, bindings, batch)
+        counts.settle(candidates, batch, self._program.precision, self.runs.once)
+        return self.runs.as_taken(batch)
 
     def canonical(
         self, sites: Sites, batch: Batch
@@ -547,7 +545,7 @@ class Reader:
         with silent():
             model, guide = self.runs.once(few)
         plate = self._find_plate(model, guide, few)
-        args, kwargs = arguments(few)
+        args, kwargs = arguments(self.runs.as_taken(few))
         count = num_rows(few)
         rows = torch.arange(total - count, total, device=self.runs.home(few))
         run = numbered(self._program.functions[1], plate.name, total, rows, any_size=True)
@@ -561,6 +559,7 @@ class Reader:
         """Trace model and guide once: in eval mode, no gradient, and no random number used up."""
         with silent():
             model, guide = self.runs.once(batch)
+        batch = self.runs.as_taken(batch)
         self._show(model, guide, self._find_plate(model, guide, batch), batch)
         return model, guide
 

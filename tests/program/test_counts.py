@@ -1,4 +1,7 @@
-"""Integers that a density over floats observes come as floats; class numbers and indices stay."""
+"""Integers that a density over floats observes, or that a network multiplies, come as floats.
+
+Class numbers and indices stay.
+"""
 
 import numpy as np
 import pyro
@@ -125,3 +128,101 @@ def test_a_column_of_a_table_of_integers_stays():
 
     table = torch.stack([ONES[:, 0], ROWS[:, 2]], 1)
     assert pv.elbo(pv.Program(model, guide), table).isfinite().all()
+
+
+class Multiplied(Factors):
+    """An encoder that takes counts as they are: it runs on no integers."""
+
+    def __init__(self):
+        super().__init__("poisson")
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Poisson(self.decode(z).exp()).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            loc, log_scale = self.encode(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
+MANY = torch.arange(90).reshape(30, 3) % 5
+
+
+def trained(x, **settings):
+    program = Multiplied()
+    history = pv.fit(program, x, epochs=2, progress=False, **settings).history
+    return torch.tensor([*history["loss"], *history.get("valid_elbo", ())])
+
+
+def after_floats(x):
+    program = Multiplied()
+    pv.elbo(program, MANY[:20].float())
+    return pv.elbo(program, x)
+
+
+DOORS = {
+    "one batch": trained,
+    "several batches": lambda x: trained(x, batch_size=7),
+    "other validation rows": lambda x: trained(x, valid=x[:4]),
+    "a transform": lambda x: trained(x, batch_size=7, transform=lambda batch: batch.clamp(max=3)),
+    "a loader": lambda x: trained(DataLoader(TensorDataset(x), batch_size=8)),
+    "elbo": lambda x: pv.elbo(Multiplied(), x),
+    "one row": lambda x: pv.elbo(Multiplied(), x[:1]),
+    "encode": lambda x: pv.encode(Multiplied(), x),
+    "likelihood": lambda x: pv.log_likelihood(Multiplied(), x, num_particles=3).log_prob,
+    "generate": lambda x: pv.generate(Multiplied(), 4, given=x[:4]),
+    "after floats": after_floats,
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_what_a_network_multiplies_is_answered_for_as_floats_are(door):
+    found = []
+    for x in (MANY.float(), MANY, MANY.to(torch.uint8)):
+        torch.manual_seed(3)
+        found.append(DOORS[door](x))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+class Labelled(nn.Module):
+    """Two tables that it multiplies beside class numbers and words that it looks up."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.look, self.classes = nn.Embedding(5, 2), nn.Linear(2, 3)
+        self.prior, self.encode = nn.Linear(3, 2), nn.Linear(3, 2)
+
+    def model(self, y, x, words, given):
+        assert y.dtype == words.dtype == torch.int64
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(self.prior(given), 1.0).to_event(1))
+            pyro.sample("y", dist.Categorical(logits=self.classes(z)), obs=y)
+
+    def guide(self, y, x, words, given):
+        with pyro.plate("data", len(x)):
+            loc = self.encode(x) + self.look(words).sum(1)
+            pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+
+def test_the_fewest_arguments_come_as_floats():
+    y, answers = MANY[:, 0] % 3, []
+    for x, given in [(MANY.float(), MANY.float()), (MANY, MANY)]:
+        torch.manual_seed(3)
+        answers.append(pv.elbo(Labelled(), {"y": y, "x": x, "words": MANY, "given": given}))
+    assert torch.equal(*answers)
+
+
+def test_one_argument_in_a_container_that_a_network_multiplies():
+    def answer(x):
+        program = Multiplied()
+        in_dict = pv.Program(
+            lambda batch: program.model(batch["x"]), lambda b: program.guide(b["x"])
+        )
+        torch.manual_seed(3)
+        return pv.elbo(in_dict, {"x": x})
+
+    assert torch.equal(answer(MANY), answer(MANY.float()))

@@ -136,12 +136,12 @@ def with_holes(x: Tensor) -> None:
 
 
 def counts(x: Tensor) -> None:
-    mean = COUNTS(x)
+    mean = COUNTS(x) + LOOKED_UP(x).sum(1)
     with pyro.plate("data", len(x)):
         pyro.sample("x", dist.Poisson(mean.exp()).to_event(1), obs=x[:, :1])
 
 
-COUNTS = nn.Linear(6, 1)
+COUNTS, LOOKED_UP = nn.Linear(6, 1), nn.Embedding(9, 1)
 
 
 LABELS = torch.arange(10) % 3
@@ -222,8 +222,8 @@ CALLS: Calls = {
         lambda: scored_rates(-X, -2 * X),
         r"site 'z' of guide: Expected parameter .* rates has numbers from -2 to -2; the logarithm",
     ),
-    "whole numbers where a network wants floats": (
-        lambda: pv.elbo(pv.Program(counts, nothing), X.long()),
+    "whole numbers that are looked up where a network wants floats": (
+        lambda: pv.elbo(pv.Program(counts, nothing), X.long().abs()),
         r"; x has whole numbers, and networks take floats: \.float\(\)$",
     ),
     "words where a model wants numbers": (

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from pyro import poutine
@@ -60,6 +61,7 @@ from pyro_vae.program.parameters.modules import (
     off_zero,
     seed_generators,
 )
+from pyro_vae.program.sites.counts import Counts
 from pyro_vae.program.sites.masks import require_masks_of_batch
 from pyro_vae.program.sites.numbered import forget_plates, guides_remembered, numbered
 from pyro_vae.program.sites.plates import find_plate, shown_canonically, with_name_in_guide
@@ -70,6 +72,7 @@ from pyro_vae.torch_private import as_written
 if TYPE_CHECKING:
     from pyro_vae.program.program import Program
 
+Ran = TypeVar("Ran")
 PairOfRows = Callable[..., Pair]  # a batch, the number of its rows, latents, a seed
 _REFUSED = "the program cannot take this batch"
 _FEW_ROWS = 8  # on which a program is run again
@@ -99,6 +102,20 @@ class Runs:
             str, int
         ] = {}  # sizes of the model's plates, where the guide's are other
         self._own_state: OwnState | None = None
+        self.counts = Counts()
+
+    def as_taken(self, batch: Batch) -> Batch:
+        """Return a batch with floats in the place of the integers that are known as counts."""
+        return self.counts.as_floats(batch, self._program.precision)
+
+    def _on_floats_at_need(self, run: Callable[[Batch], Ran], batch: Batch) -> Ran:
+        """Run on a batch; where that fails, on floats in the place of integers, if that helps."""
+        try:
+            return run(self.as_taken(batch))
+        except DataError:
+            if not self.counts.try_floats(batch, self._program.precision, run):
+                raise
+        return run(self.as_taken(batch))
 
     @contextmanager
     def undone(self) -> Iterator[None]:
@@ -123,6 +140,9 @@ class Runs:
         Raises:
             DataError: It does not run.
         """
+        return self._on_floats_at_need(self._trace_of_model, batch)
+
+    def _trace_of_model(self, batch: Batch) -> Trace:
         args, kwargs = arguments(batch)
         self._program.own.home = self.home(batch)
         try:
@@ -144,7 +164,7 @@ class Runs:
             handler: Has values for the latents.
             grad: Whether values tell if they depend on parameters.
         """
-        args, kwargs = arguments(batch)
+        args, kwargs = arguments(self.as_taken(batch))
         for alone in (True, False):
             with suppress(Exception), self.aside(batch), torch.set_grad_enabled(grad), handler:
                 model, guide = self.functions(batch)
@@ -200,7 +220,13 @@ class Runs:
         return self._own_state
 
     def once(self, batch: Batch, watch: Messenger | None = None) -> tuple[Trace, Trace]:
-        """Trace the functions as they are, their plates under their own names, under a watch."""
+        """Trace the functions as they are, their plates under their own names, under a watch.
+
+        Integers that they multiply come as floats, from the first run on that needs it.
+        """
+        return self._on_floats_at_need(partial(self._once, watch=watch), batch)
+
+    def _once(self, batch: Batch, watch: Messenger | None) -> tuple[Trace, Trace]:
         checks.check_real(batch)
         self._program.own.home = self.home(batch)
         before = self._state().settled, dict(self.written)
@@ -292,7 +318,7 @@ class Runs:
         """Return how many rows each plate draws, of how many, as far as the program runs."""
         drawn = DrawnRows()
         with suppress(Exception), self.undone(), self.quiet(batch), silent(), drawn:
-            Joint(*self.functions(batch), *arguments(batch)).sampled_traces()
+            Joint(*self.functions(batch), *arguments(self.as_taken(batch))).sampled_traces()
         return drawn.plates
 
     def _about_weights(self) -> str:
@@ -356,7 +382,7 @@ class Runs:
 
     def _runs_enumerated(self, batch: Batch) -> bool:
         """Return whether a program that fails on draws runs with discrete latents enumerated."""
-        args, kwargs = arguments(batch)
+        args, kwargs = arguments(self.as_taken(batch))
         ran = False
         with suppress(Exception), self.undone(), validation(True), silent():
             for nesting in range(1, 4):
@@ -371,7 +397,7 @@ class Runs:
         valid = validation(not checks.is_meta(batch))
         sizes = WrittenSizes(self.written)
         with self.quiet(batch), valid, sizes, watch or nullcontext():
-            pair = Joint(*self.functions(batch), *arguments(batch)).sampled_traces()
+            pair = Joint(*self.functions(batch), *arguments(self.as_taken(batch))).sampled_traces()
         for trace in pair:
             require_masks_of_batch(trace)
         return pair
@@ -402,7 +428,7 @@ class Runs:
 
         def run(some: Batch, rows: int, latents: Mapping[str, Tensor], seed: int = 0) -> Pair:
             seed_generators(seed)  # noise of the program's own would hide what the rows do
-            joint = Joint(*self.functions(some), *arguments(some))
+            joint = Joint(*self.functions(some), *arguments(self.as_taken(some)))
             with self.memory_kept():  # a count of calls is equal in all runs
                 pair = (joint.fixing(latents) if latents else joint).sampled_traces()
             plate = find_plate(pair[0], rows, self.plate, self.plate_before)

@@ -1,6 +1,7 @@
-"""Integers that a density over floats observes: counts as files hold them."""
+"""Integers that come as floats: counts as files hold them, and what networks multiply."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -12,18 +13,20 @@ from pyro_vae.program.batches.sparse_rows import SparseRows
 from pyro_vae.program.handlers import Message
 from pyro_vae.program.sites.observed import Binding, Cast, Key
 
+_MOST_CHOSEN_FROM = 4  # arguments, of which each choice is tried
+
 
 class Counts:
     """Which arguments of a program come as floats, though they hold integers.
 
     A site that draws floats (Poisson, Bernoulli, Normal) gives floats back where its data are
     generated, and ``x.new_zeros`` of integers is no parameter of a prior: integers that it observes
-    whole are made floats at the door. Class numbers, and what the functions use as an index, stay.
+    whole are made floats at the door, and so are those that a network multiplies. Class numbers,
+    and what the functions use as an index, stay.
     """
 
     def __init__(self) -> None:
         self._keys: set[Key] = set()
-        self._trying = False
 
     def candidates(
         self, sites: Iterable[tuple[str, Message]], bindings: Mapping[str, Binding], batch: Batch
@@ -70,7 +73,7 @@ class Counts:
     def try_floats(
         self, batch: Batch, dtype: torch.dtype | None, run: Callable[[Batch], Any]
     ) -> bool:
-        """Make floats of integers with which a program runs, where it does not run on integers.
+        """Make floats of the fewest integers with which a program runs that refuses a batch.
 
         Arguments:
             batch: What the program does not run on.
@@ -78,25 +81,17 @@ class Counts:
             run: Runs the program on a batch.
 
         Returns:
-            Whether that helps: of one argument, or of all.
+            Whether that helps.
         """
-        if self._trying:
-            return False  # of n arguments, 2^n choices
-        flag = torch.bool  # no count: what a program says of flags is meant
         leaves = _by_key(batch).items()
-        keys = [key for key, leaf in leaves if _is_integer(leaf) and leaf.dtype != flag]
-        before = set(self._keys)
-        for some in [*({key} for key in keys), set(keys)]:
+        keys = [key for key, leaf in leaves if _is_count(leaf) and key not in self._keys]
+        before = self._keys
+        for some in _choices(keys):
             self._keys = before | some
-            if self._keys == before:
-                continue
-            self._trying = True
             try:
                 run(self.as_floats(batch, dtype))
             except (DataError, ProgramError):
                 continue
-            finally:
-                self._trying = False
             return True
         self._keys = before
         return False
@@ -125,6 +120,13 @@ def _by_key(batch: Batch) -> dict[Key, Any]:
     return given
 
 
+def _choices(keys: list[Key]) -> Iterator[set[Key]]:
+    """Yield sets of arguments, the smallest first; of many arguments, each and all of them."""
+    sizes = range(1, len(keys) + 1)
+    for size in sizes if len(keys) <= _MOST_CHOSEN_FROM else sorted({1, len(keys)}):
+        yield from map(set, combinations(keys, size))
+
+
 def _observes_whole(binding: Binding) -> bool:
     """Return whether a site observes all of its argument, and nothing besides."""
     whole = all(isinstance(step, Cast) or step.whole for step in binding.steps)
@@ -135,6 +137,11 @@ def _is_integer(leaf: Any) -> bool:
     if not isinstance(leaf, Tensor | SparseRows):
         return False
     return not (leaf.is_floating_point() or leaf.dtype.is_complex)
+
+
+def _is_count(leaf: Any) -> bool:
+    """Return whether a leaf may hold counts: what a program says of flags is meant."""
+    return _is_integer(leaf) and leaf.dtype != torch.bool
 
 
 def _draws_floats(fn: Any) -> bool:

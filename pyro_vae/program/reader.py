@@ -103,6 +103,7 @@ if TYPE_CHECKING:
 
 
 _MOST_ROWS = 1 << 14  # of a batch that is cut into parts
+_FEW_NUMBERS = 3  # of rows that a guide is asked to look up
 
 
 class Reader:
@@ -232,7 +233,7 @@ class Reader:
             checks.check_values(model, self.told)
             discovery.hold_used(lambda: self._leaves(batch))
         self._program.examples.meet(batch)
-        self.runs.plate_before = plate.name
+        self.runs.plate_before, self.runs.plate_in_guide = plate.name, plate.in_guide
         sites = read_sites(model, guide, plate, bindings)
         draws_rows = sites.size is not None and bool(drawn.plates)
         frame = data_frame(model.nodes[sites.observed[0]]) if sites.observed else None
@@ -535,24 +536,29 @@ class Reader:
         handler = Canonical(sites.plate, num_rows(batch))
         return handler(model), handler(guide)
 
-    def goes_by_number(self, few: Batch, total: int) -> bool:
+    def goes_by_number(self, some: Callable[[int], Batch], total: int) -> bool:
         """Return whether the guide looks up what it has of N data by the plate's row numbers.
 
         Arguments:
-            few: Rows on which the program runs.
+            some: Makes a batch of so many rows. It is asked for fewer than N, the last ones by
+                their numbers: what is made of the batch has no such rows.
             total: N.
         """
-        with silent():
-            model, guide = self.runs.once(few)
-        plate = self._find_plate(model, guide, few)
-        args, kwargs = arguments(self.runs.as_taken(few))
-        count = num_rows(few)
+        if total < 2:
+            return False
+        count = min(_FEW_NUMBERS, total - 1)
+        few = some(count)
         rows = torch.arange(total - count, total, device=self.runs.home(few))
-        run = numbered(self._program.functions[1], plate.name, total, rows, any_size=True)
-        with self.runs.quiet(few), validation(False), silent(), LookUps(rows, total) as seen:
-            with suppress(Exception):  # it may index the few rows as well
-                run(*args, **kwargs)
-            forget_plates(self._program.own.parts)
+        seen = LookUps(rows, total)
+        with suppress(DataError, ProgramError), silent():
+            plate = self._find_plate(*self.runs.once(few), few)
+            name = plate.in_guide or plate.name
+            run = numbered(self._program.functions[1], name, total, rows, any_size=True)
+            args, kwargs = arguments(self.runs.as_taken(few))
+            with self.runs.quiet(few), validation(False), seen:
+                with suppress(Exception):  # it may index the few rows as well
+                    run(*args, **kwargs)
+                forget_plates(self._program.own.parts)
         return seen.found
 
     def look(self, batch: Batch) -> tuple[Trace, Trace]:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from pyro_vae.program.program import Program
     from pyro_vae.program.reader import Reader
 
-_FEWEST = 4  # rows of a data set that minibatches are made of
+_MET = 4  # rows that a guide meets first, to see whether it makes what it looks up of them
 _ENOUGH = 3  # batches of one form, after which no more is asked for the supports of its sites
 
 
@@ -146,16 +147,21 @@ class Rows:
     def _settle(self, data: Batch) -> None:
         """Find out, once, whether the guide has a factor for each datum, and takes some of them."""
         rows = num_rows(data)
-        if self._fixed is not None or self._program.examples.offered or rows < _FEWEST:
+        if self._fixed is not None or self._program.examples.offered or rows < 2:
             return
-        on_few, by_number = self._on_few(data, rows)
+        on_few = self._runs_on_few(data)
+        by_number = self._looks_up(data, rows, made=not (on_few and self._reader.fresh))
         self._settled = True
         if on_few and not by_number:
             self._fixed = False
             return
-        if self._reader.fresh:
+        if self._reader.fresh or by_number == rows:
             self._reader.read(data)
-        if self._reader.rows_read != rows or not (by_number or self.are_fixed(data)):
+        if self._reader.rows_read != rows:
+            if by_number == self._reader.rows_read:
+                self.total, self._fixed = by_number, False
+            return
+        if not (by_number or self.are_fixed(data)):
             return
         last = torch.arange(rows // 2, rows, device=device_of(data))
         self.total = rows
@@ -164,18 +170,41 @@ class Rows:
             self.total = None
 
     def go_by_number(self, batch: Batch, total: int) -> bool:
-        """Return whether the guide looks up its factors of N data by the plate's row numbers."""
-        known = self._settled or self._program.examples.offered
-        return not known and num_rows(batch) >= _FEWEST and self._on_few(batch, total)[1]
+        """Return whether the guide looks up its factors of N data by the plate's row numbers.
 
-    def _on_few(self, data: Batch, total: int) -> tuple[bool, bool]:
-        """Return whether the program runs on two rows, then on three, and goes by their numbers."""
-        few = [map_rows(lambda leaf, n=n: leaf[:n], data) for n in (2, 3)]  # type: ignore[misc]
-        taken = by_number = False
+        One that sizes them by the rows that it meets first has them of these alone.
+        """
+        known = self._settled or self._program.examples.offered
+        return not known and self._looks_up(batch, total) > 0
+
+    def _runs_on_few(self, data: Batch) -> bool:
+        """Return whether the program runs on a few rows, and then on another number of them."""
+        taken = False
         with self._reader.runs.undone():
-            taken = all(self._take(each) for each in few)
-            by_number = taken and self._reader.goes_by_number(few[1], total)
-        return taken, by_number
+            # Factors of one row would be broadcast to the others.
+            taken = all(self._take(_some(data, count)) for count in (2, 3))
+        return taken
+
+    def _looks_up(self, data: Batch, total: int, *, made: bool = True) -> int:
+        """Return of how many rows the guide has what it looks up by their numbers; 0 of none.
+
+        Arguments:
+            data: Some rows.
+            total: N, of which the guide may have a factor each.
+            made: Whether it may instead have them of the rows that it has met first.
+        """
+        found = 0
+        with self._reader.runs.undone():
+            found = total if self._reader.goes_by_number(partial(_some, data), total) else 0
+        if found or not made:
+            return found
+        with self._reader.runs.undone():
+            met = self._reader.rows_read
+            if self._reader.fresh:
+                met = _MET
+                self._take(_some(data, met))
+            found = met if self._reader.goes_by_number(partial(_some, data), met) else 0
+        return found
 
     def check(self, data: Batch, rows: int = 8192, first_rows: int = 1) -> None:
         """Check every row of a data set as ``read`` checks a batch, in chunks.
@@ -257,7 +286,7 @@ class Rows:
         layers = {
             id(parameter)
             for part in self._program.modules()
-            if type(part).__module__.startswith("torch.nn.modules") and not _looks_up(part)
+            if type(part).__module__.startswith("torch.nn.modules") and not _is_a_table(part)
             for parameter in part.parameters(recurse=False)
         }
         own = (p for p in self._program.parameters() if id(p) not in layers)
@@ -371,6 +400,12 @@ class Rows:
             )
 
 
-def _looks_up(part: nn.Module) -> bool:
+def _some(data: Batch, count: int) -> Batch:
+    """Return the first rows of a batch, from the first one again where it has fewer."""
+    rows = torch.arange(count) % num_rows(data)
+    return map_rows(lambda leaf: leaf[rows.to(leaf.device)], data)
+
+
+def _is_a_table(part: nn.Module) -> bool:
     """Return whether a layer may have a row of weights for each datum."""
     return isinstance(part, nn.Embedding | nn.EmbeddingBag | nn.ParameterList | nn.ParameterDict)

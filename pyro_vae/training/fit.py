@@ -400,23 +400,39 @@ def _check_parts(program: Program, first: Batch, size: int, count: int) -> None:
 
 
 def _require_whole_batches(
-    program: Program, first: Batch, feed: TensorFeed | LoaderFeed, world: World
+    program: Program,
+    first: Batch,
+    feed: TensorFeed | LoaderFeed,
+    world: World,
+    *,
+    by_number: bool = False,
 ) -> None:
     """Refuse parts of the data under a guide that has one factor per datum.
 
     The factors would be those of places in a batch (or in a process's share), not of data.
+
+    Arguments:
+        program, first, feed, world: What runs on which batch of which data.
+        by_number: Whether the guide is known to look up its factors by the plate's row numbers.
     """
     fixed = program.rows.are_fixed(first)  # found out here in any case: verbs ask for it later
     whole = isinstance(feed, TensorFeed) and feed.batch_size >= feed.size and world.size == 1
     numbered = isinstance(first, Part) and world.size == 1
     own = (fixed and program.rows.per_datum()) or program.rows.total is not None
-    if not isinstance(first, Part) and feed.size > num_rows(first):
-        own = own or program.rows.go_by_number(first, feed.size)
+    if not (own or isinstance(first, Part)) and feed.size > num_rows(first):
+        own = by_number = by_number or program.rows.go_by_number(first, feed.size)
+    by_number = by_number or program.rows.total is not None
     if own and isinstance(feed, LoaderFeed) and world.size == 1:
         raise ProgramError(
             f"data: got a loader, which does not say which rows its batches of {feed.batch_size} "
             "have, and the guide has one factor per datum; give the rows as tensors, which "
             "pv.fit(..., batch_size=) deals out by their numbers, or a guide that reads the data"
+        )
+    if by_number and world.size == 1 and not (whole or numbered):
+        raise ProgramError(
+            "transform: got a function whose batches do not say which rows of the data they are, "
+            "and the guide has one factor per datum; leave it out and give the data that it makes, "
+            f"or let it have all rows at once: batch_size={feed.size}"
         )
     if own and not (whole or numbered):
         on = f" on {world.size} devices" if world.size > 1 else ""
@@ -519,6 +535,9 @@ def _read(
             require_rows(first)
         if not program.reader.fresh:  # factors that fit no part are told before shapes that differ
             _require_whole_batches(program, first, feed, world)
+        # The factors that a read would make of one row are like weights that all rows share.
+        made_of_one = program.reader.fresh and num_rows(first) == 1 < feed.size
+        by_number = made_of_one and program.rows.go_by_number(first, feed.size)
         if isinstance(feed, LoaderFeed) and not program.reader.fresh:
             program.reader.read_anew(first)  # as tensors are looked over anew
         program.read(first)
@@ -527,7 +546,7 @@ def _read(
             program.read(first)
             if transform is None:
                 feed = make_feed(program, data, batch_size, world=world, size=feed.size)
-        _require_whole_batches(program, first, feed, world)
+        _require_whole_batches(program, first, feed, world, by_number=by_number)
     return feed, first
 
 

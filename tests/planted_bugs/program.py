@@ -811,4 +811,20 @@ BUGS = [
         "if False:",
         "tests/evaluation/test_likelihood.py::test_each_particle_has_a_draw_that_no_site_makes",
     ),
+    Bug(
+        "factors that a guide makes of the rows it meets taken for weights of all data",
+        "program/rows.py",
+        "made=not (on_few and self._reader.fresh)",
+        "made=False",
+        "tests/program/test_factors_of_the_rows_met.py"
+        "::test_it_trains_and_answers_as_the_program_of_all_rows",
+    ),
+    Bug(
+        "a lookup seen in the first dimension alone",
+        "program/sites/numbered.py",
+        "any(self.total in leaf.shape for leaf in others)",
+        "any(self.total in leaf.shape[:1] for leaf in others)",
+        "tests/program/test_factors_of_the_rows_met.py"
+        "::test_it_trains_and_answers_as_the_program_of_all_rows",
+    ),
 ]

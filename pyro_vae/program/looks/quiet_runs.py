@@ -98,6 +98,7 @@ class Runs:
     def forget(self) -> None:
         """Begin anew: model or guide has been replaced."""
         self.plate_before: str | None = None  # the data plate of the batch before
+        self.plate_in_guide: str | None = None  # its name in the guide, where that is another
         self.written: dict[
             str, int
         ] = {}  # sizes of the model's plates, where the guide's are other
@@ -476,7 +477,7 @@ class Runs:
         name, total = self.plate_before, self._program.rows.total or num_rows(batch)
         return (
             numbered(model, name, total, batch.rows, any_size=False),
-            numbered(guide, name, total, batch.rows, any_size=True),
+            numbered(guide, self.plate_in_guide or name, total, batch.rows, any_size=True),
         )
 
     def home(self, batch: Batch) -> torch.device:

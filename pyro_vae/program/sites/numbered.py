@@ -113,7 +113,7 @@ def numbered(
 
 
 class LookUps(TorchFunctionMode):
-    """Notice whether a tensor of N rows is indexed by the numbers of some rows.
+    """Notice whether a tensor of N rows, in any dimension, is indexed by the numbers of some rows.
 
     Arguments:
         rows: Their numbers, as a plate gives them.
@@ -122,14 +122,22 @@ class LookUps(TorchFunctionMode):
 
     def __init__(self, rows: Tensor, total: int) -> None:
         super().__init__()
-        self.rows, self.total, self.found = rows, total, False
+        self.total, self.found = total, False
+        self._numbers: list[Tensor] = [rows]  # and what is computed of them alone
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run a function of torch, and look at its arguments."""
+        """Run a function of torch, and look at its arguments: what fails has looked nothing up."""
+        result = func(*args, **(kwargs or {}))
         tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if any(leaf is self.rows for leaf in tensors):
-            self.found |= any(leaf.dim() and len(leaf) == self.total for leaf in tensors)
-        return func(*args, **(kwargs or {}))
+        others = [leaf for leaf in tensors if not self._is_of_numbers(leaf)]
+        if len(others) < len(tensors):
+            self.found |= any(self.total in leaf.shape for leaf in others)
+            if not others and isinstance(result, Tensor):
+                self._numbers.append(result)
+        return result
+
+    def _is_of_numbers(self, tensor: Tensor) -> bool:
+        return any(tensor is each for each in self._numbers)
 
 
 def guides_remembered(module: nn.Module) -> Callable[[], None]:

@@ -1,0 +1,156 @@
+"""A guide that makes a factor for each row it is given, and finds them by the plate's numbers.
+
+It is the program that has the number of all rows written in.
+"""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.ops.indexing import Vindex
+from torch import nn
+from torch.distributions import constraints
+from torch.utils.data import DataLoader, TensorDataset
+
+import pyro_vae as pv
+from pyro_vae.errors import DataError, ProgramError
+
+N = 8
+X = torch.linspace(-2.0, 5.0, N)
+# Of so many rows, the start of the parameter and the lookup of each row's factor.
+FORMS = {
+    "plain": (lambda n, x: torch.zeros(n), lambda locs, i: locs[i]),
+    "lazy": (lambda n, x: lambda: torch.zeros(n), lambda locs, i: locs[i]),
+    "of the data": (lambda n, x: x / 3, lambda locs, i: locs[i]),
+    "events": (lambda n, x: torch.zeros(n, 2), lambda locs, i: locs[i][:, 1]),
+    "in a row": (lambda n, x: torch.zeros(2, n), lambda locs, i: locs[1, i]),
+    "behind": (lambda n, x: torch.zeros(2, n), lambda locs, i: locs.index_select(1, i)[0]),
+    "vindex": (lambda n, x: torch.zeros(n, 1), lambda locs, i: Vindex(locs)[i, 0]),
+    "gathered": (lambda n, x: torch.zeros(n), lambda locs, i: locs.gather(0, i + 0)),
+    "a column": (lambda n, x: torch.zeros(n, 1), lambda locs, i: locs[i[:, None], 0][:, 0]),
+    "a table": (
+        lambda n, x: torch.zeros(n, 1),
+        lambda locs, i: nn.functional.embedding(i, locs)[:, 0],
+    ),
+}
+
+
+def model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def program_of(form, rows=None, start=None, plate="data"):
+    make, look_up = FORMS[form]
+
+    def guide(x):
+        n = rows or len(x)
+        locs = pyro.param("locs", make(n, x if start is None else start))
+        scales = pyro.param("scales", torch.ones(n), constraint=constraints.positive)
+        with pyro.plate(plate, len(x)) as i:
+            pyro.sample("z", dist.Normal(look_up(locs, i), scales[i]))
+
+    return pv.Program(model, guide)
+
+
+def parameters(program):
+    return {name: value.detach() for name, value in program.named_parameters()}
+
+
+def answers(program, x):
+    torch.manual_seed(3)
+    likelihood = pv.log_likelihood(program, x, num_particles=3).log_prob
+    return torch.stack([pv.elbo(program, x), likelihood, pv.encode(program, x)])
+
+
+def train(program, x=X, **settings):
+    options = {"epochs": 2, "batch_size": 3, "lr": 0.1, "progress": False, **settings}
+    return pv.fit(program, x, **options)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_it_trains_and_answers_as_the_program_of_all_rows(form, recwarn):
+    made, written = program_of(form), program_of(form, N, X)
+    for program in (made, written):
+        train(program, compile=False)
+    found, expected = parameters(made), parameters(written)
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        assert torch.equal(value, expected[name])
+    assert N in found["values.locs"].shape
+    assert len(found["values.scales"].unique()) == N  # each row is trained
+    assert torch.equal(answers(made, X), answers(written, X))
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("rows", [2, 3])
+@pytest.mark.parametrize("written", [True, False])
+def test_few_data_are_trained_by_their_numbers_too(rows, written):
+    program = program_of("plain", rows if written else None)
+    train(program, X[:rows], batch_size=1, epochs=1, compile=False)
+    locs = parameters(program)["values.locs"]
+    assert locs.shape == (rows,)
+    assert (locs != 0).all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("written", [True, False])
+def test_batches_that_do_not_say_their_rows_are_refused(batch_size, written):
+    loader = DataLoader(TensorDataset(X), batch_size=batch_size)
+    with pytest.raises(ProgramError, match=r"^data: got a loader, .* one factor per datum"):
+        train(program_of("plain", N if written else None), loader)
+    with pytest.raises(ProgramError, match=r"^transform: got a function .* one factor per datum"):
+        train(program_of("plain", N if written else None), batch_size=batch_size, transform=abs)
+
+
+def test_rows_beside_those_of_the_factors_are_refused():
+    with pytest.raises(DataError, match=r"valid: got 3 rows, expected the 8 .*factor per datum"):
+        train(program_of("plain"), valid=X[:3], batch_size=N)
+    program = program_of("plain")
+    program.read(X[:5])  # makes the factors of these
+    with pytest.raises(DataError, match=r"got 8 rows, expected the 5 .*one factor per datum"):
+        train(program)
+    written = program_of("plain", N)
+    written.read(X[:5])
+    train(written, epochs=1, compile=False)
+    assert (parameters(written)["values.locs"] != 0).all()
+
+
+def test_the_plate_may_have_another_name_in_the_guide():
+    found = []
+    for rows, plate in ((N, "data"), (N, "rows"), (None, "rows")):
+        program = program_of("plain", rows, plate=plate)
+        train(program, compile=False)
+        found.append(answers(program, X))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_saved_and_continued_runs_are_those_of_one_run(tmp_path):
+    whole = program_of("of the data")
+    train(whole, epochs=3)
+    train(program_of("of the data"), epochs=1, out=tmp_path)
+    other = program_of("of the data")
+    train(other, epochs=3, out=tmp_path, resume=True)
+    for name, value in parameters(whole).items():
+        torch.testing.assert_close(parameters(other)[name], value, rtol=0, atol=0)
+    pv.save(other, tmp_path / "saved")
+    loaded = pv.load(tmp_path / "saved", into=program_of("of the data"))
+    assert torch.equal(answers(loaded, X), answers(whole, X))
+    with pytest.raises(DataError, match="got 5 rows, expected the 8"):
+        pv.elbo(loaded, X[:5])
+
+
+def test_a_parameter_of_as_many_rows_that_no_number_finds_is_no_such_factor():
+    """It has the rows of the first batch, and is a weight of all data."""
+
+    def guide(x):
+        shift = pyro.param("shift", torch.zeros(len(x)))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2 + shift.mean(), 0.7))
+
+    program = pv.Program(model, guide)
+    train(program, epochs=1, compile=False)
+    assert parameters(program)["values.shift"].shape == (3,)
+    assert pv.elbo(program, X[:5]).shape == (5,)

@@ -214,9 +214,9 @@ class _Sums:
         # What the guide leaves out is summed out here too, and not drawn with the others.
         latents = {name: sites[name]["value"] for name in terms.latents}
         log_p = joint.fixing(latents).model_log_p({}, 1)
-        total = sum(value.sum() for name, value in log_p.items() if name not in latents)
-        assert isinstance(total, Tensor)  # a program observes something
-        self._put("prior_reconstruction", "", total)
+        told = sum(value.double() for name, value in log_p.items() if name not in latents)
+        assert isinstance(told, Tensor)  # a program observes something
+        self._put_reconstruction("prior", told[0], terms)
         if "observed" not in self.facts:
             names = [name for name, site in sites.items() if is_data(site)]
             self.facts["observed"] = {name: _kind(sites[name]["fn"]) for name in names}
@@ -236,10 +236,17 @@ class _Sums:
             value, event = sites[name]["value"], len(sites[name]["fn"].event_shape)
             codes[name] = value.index_select(data_dim(sites[name]) - event, other.to(value.device))
         log_p = joint.fixing(codes).model_log_p({}, 1)
-        told = sum(value.double().sum() for name, value in log_p.items() if name not in codes)
+        told = sum(value.double() for name, value in log_p.items() if name not in codes)
         assert isinstance(told, Tensor)  # a program observes something
         self.others += rows
-        self._put("other_reconstruction", "", told)
+        self._put_reconstruction("other", told[0], terms)
+
+    def _put_reconstruction(self, code: str, told: Tensor, terms: Terms) -> None:
+        """Add what another code than a datum's own reconstructs, ``(B,)``, and what that gains."""
+        gain = terms.log_likelihood().double().mean((0, 1)) - told
+        self._put("reconstruction", code, told.sum())
+        self._put("gain", code, gain.sum())
+        self._put("gain_square", code, gain.square().sum())
 
     def add_summed(self, piece: Pass, particles: int) -> None:
         """Add what is known of the latents that are summed out, at draws of the guide."""
@@ -302,8 +309,9 @@ class _Sums:
             variance=self._in_order(self.moments.variance()),
             reconstruction=(self.sums["reconstruction", ""] / n).item(),
             kl_stderr={name: value.sqrt().item() for name, value in spread.items()},
-            prior_reconstruction=(self.sums["prior_reconstruction", ""] / n).item(),
+            prior_reconstruction=(self.sums["reconstruction", "prior"] / n).item(),
             other_reconstruction=self._other(),
+            gain_stderr=self._gain_stderr(),
             posterior_variance=self._in_order(self.moments.spread()),
             histogram=self._in_order(self.moments.histogram()),
             summed=self._summed(),
@@ -318,8 +326,17 @@ class _Sums:
         )
 
     def _other(self) -> float:
-        total = self.sums.get(("other_reconstruction", ""))
+        total = self.sums.get(("reconstruction", "other"))
         return math.nan if total is None else (total / self.others).item()
+
+    def _gain_stderr(self) -> dict[str, float]:
+        """Return the standard error over the data of what their own codes gain over others."""
+        found = {}
+        for code, square in self._of("gain_square").items():
+            n = self.others if code == "other" else self.rows
+            spread = square / n - (self.sums["gain", code] / n).square()
+            found[code] = (spread.clamp(min=0) / (n - 1)).sqrt().item() if n > 1 else math.nan
+        return found
 
     def _in_order(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return figures of sites in the order of the model, which a plot's colours follow."""

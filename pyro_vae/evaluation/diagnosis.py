@@ -44,6 +44,9 @@ class Diagnosis(Answer):
         other_reconstruction: Mean of :math:`\log p(x \mid z)` with z from the guide of another
             datum, at random: equal to ``reconstruction`` where all data have the same code, though
             it may be far from the prior. NaN where there is no other.
+        gain_stderr: The standard error over the data of ``reconstruction`` less that of ``"other"``
+            and less that of ``"prior"``: of what a datum's own code gains. The verdict calls the
+            decoder deaf, or not, where two of these errors do not decide otherwise.
         posterior_variance: Per site, the mean over the data of the variance of q, ``(Z,)``, of the
             same marginal and over the same variance of the prior: a collapsed unit stands at 1.
         histogram: Per site, how many (datum, unit) have a posterior variance in each of 24 bins
@@ -76,6 +79,7 @@ class Diagnosis(Answer):
     kl_stderr: dict[str, float] = field(default_factory=dict)
     prior_reconstruction: float = float("nan")
     other_reconstruction: float = float("nan")
+    gain_stderr: dict[str, float] = field(default_factory=dict)
     posterior_variance: dict[str, Tensor] = field(default_factory=dict)
     histogram: dict[str, Tensor] = field(default_factory=dict)
     codes: dict[str, CodeUsage] = field(default_factory=dict)

@@ -10,6 +10,7 @@ from pyro_vae.arguments import counted, shortened
 
 SILENT = 0.1  # nats; a site below it tells nothing of the data
 DEAF = 0.5  # nats; a decoder that gains less from the right code than from any does not listen
+_ERRORS = 2  # standard errors within which a gain is not told from another
 _NAMED = 6  # sites that are told one by one
 _NORMAL = ("Normal",)
 _BINARY = ("Bernoulli", "AutoregressiveBernoulli")
@@ -19,7 +20,6 @@ def verdict(found: Any) -> str:
     """Return one or a few sentences with their numbers."""
     sites = list(found.kl)
     layered = len(sites) > 1
-    gain, over = _gain(found)
     evidence = [_units(found, name) for name in sites] if len(sites) <= _NAMED else [_many(found)]
     if found.rows == 1:
         head = "One datum: it takes two or more to see whether codes differ."
@@ -32,25 +32,55 @@ def verdict(found: Any) -> str:
         head = f"Partly collapsed: {silent} carry {carried:.2f} nats together."
     elif _is_shared(found):
         head = "Collapsed onto a q that is not the prior: it is the same for all data."
-    elif gain < DEAF:
+    elif _is_unclear(found):
+        head = "Undecided: the data are too few to tell whether the decoder uses the code."
+    elif _is_unheard(found):
         head = "Unheard: the code costs nats that the decoder does not use."
     elif any(_idle(found, name) for name in sites):
         head = "Alive, with idle units."
     else:
         head = "Alive."
     told = f"{'Layers' if layered else 'Code'}: {'; '.join(evidence)}."
-    heard = f"The right code gains {_unsigned(gain, 1)} nats over {over}"
-    ignored = gain < DEAF and not _is_shared(found) and found.rows != 1
-    heard += ", so the decoder ignores it." if ignored else "."
-    return " ".join([head, told, heard, *_informed(found), *_alphabet(found)])
+    return " ".join([head, told, _heard(found), *_informed(found), *_alphabet(found)])
 
 
-def _gain(found: Any) -> tuple[float, str]:
-    """Return the nats that a datum's own code gains, and over which: of the prior as a last way."""
-    gain = found.reconstruction - found.other_reconstruction
-    if math.isfinite(gain):
-        return gain, "that of another datum"
-    return found.reconstruction - found.prior_reconstruction, "one of the prior"
+def _heard(found: Any) -> str:
+    """Return what the decoder gains from the right code, and that it ignores it where it does."""
+    gain, error, over = _gain(found)
+    known = f" ± {error:.2f}" if error else ""
+    text = f"The right code gains {_unsigned(gain)}{known} nats over {over}"
+    ignored = _is_unheard(found) and not _is_shared(found) and found.rows != 1
+    if not ignored:
+        return f"{text}."
+    little = error and gain > _ERRORS * error
+    return f"{text}, so the decoder {'hardly uses' if little else 'ignores'} it."
+
+
+def _gain(found: Any) -> tuple[float, float, str]:
+    """Return the nats that a datum's own code gains, their error (0 if unknown), and over which.
+
+    That is the code of another datum, and as a last way one of the prior.
+    """
+    gain, code, over = found.reconstruction - found.other_reconstruction, "other", _ANOTHER
+    if not math.isfinite(gain):
+        gain, code, over = found.reconstruction - found.prior_reconstruction, "prior", _PRIOR
+    error = found.gain_stderr.get(code, math.nan)
+    return gain, error if math.isfinite(error) else 0.0, over
+
+
+_ANOTHER, _PRIOR = "that of another datum", "one of the prior"
+
+
+def _is_unheard(found: Any) -> bool:
+    """Return whether the right code gains too little, with what its error leaves open."""
+    gain, error, _ = _gain(found)
+    return gain + _ERRORS * error < DEAF
+
+
+def _is_unclear(found: Any) -> bool:
+    """Return whether the gain may be none, and may be enough."""
+    gain, error, _ = _gain(found)
+    return gain <= _ERRORS * error and not _is_unheard(found)
 
 
 def _is_shared(found: Any) -> bool:
@@ -59,7 +89,7 @@ def _is_shared(found: Any) -> bool:
         return False
     if found.information is not None:
         return bool(found.information.lower < min(SILENT, found.total_kl / 2))
-    return set(found.variance) == set(found.kl) and _gain(found)[0] < DEAF
+    return set(found.variance) == set(found.kl) and _is_unheard(found)
 
 
 def _units(found: Any, name: str) -> str:
@@ -353,6 +383,7 @@ def as_dict(found: Any) -> dict[str, Any]:
             "reconstruction": found.reconstruction,
             "prior_reconstruction": found.prior_reconstruction,
             "other_reconstruction": found.other_reconstruction,
+            "gain_stderr": found.gain_stderr,
             "information": None if info is None else vars(info) | {"saturated": info.saturated},
             "codes": {
                 name: {"used": codes.used, "of": len(codes.counts), "perplexity": codes.perplexity}

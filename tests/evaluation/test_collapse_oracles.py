@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import re
+from collections import Counter
 
 import numpy as np
 import pyro
@@ -206,6 +208,56 @@ def test_the_right_code_is_told_from_that_of_another_datum_and_not_of_the_prior(
     assert "nats over that of another datum" in found.verdict and "ignores it" not in found.verdict
     no_pairs = dataclasses.replace(found, information=None)
     assert no_pairs.verdict.split(".")[0] == found.verdict.split(".")[0]
+
+
+@pytest.mark.parametrize("code", ["other", "prior"])
+def test_the_error_of_what_the_right_code_gains_is_its_spread_over_data_sets(code):
+    program, gains, errors = Encoded(0.5, 1.0), [], []
+    torch.manual_seed(3)
+    for x in 3 + torch.randn(120, 30, 2):
+        found = pv.diagnose(program, x, probes=1, progress=False)
+        gains.append(found.reconstruction - getattr(found, f"{code}_reconstruction"))
+        errors.append(found.gain_stderr[code])
+    # The root of a variance of 120 numbers has an error of 1 in sqrt(240), 6 %.
+    assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(gains, ddof=1), rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("gain", "error", "said", "heard"),
+    [
+        (0.3, 0.4, "Undecided", "gains 0.30 ± 0.40 nats over that of another datum."),
+        (-0.2, 0.4, "Undecided", "gains -0.20 ± 0.40 nats over that of another datum."),
+        (1.0, 0.6, "Undecided", "gains 1.00 ± 0.60 nats over that of another datum."),
+        (0.2, 0.12, "Unheard", "so the decoder ignores it."),
+        (0.0, 0.0, "Unheard", "gains 0.00 nats over that of another datum, so the decoder ignores"),
+        (0.3, 0.02, "Unheard", "so the decoder hardly uses it."),
+        (0.3, math.nan, "Unheard", "so the decoder ignores it."),
+        (1.0, 0.4, "Alive", "gains 1.00 ± 0.40 nats over that of another datum."),
+        (math.nan, math.nan, "Alive", "nats over one of the prior."),
+    ],
+)
+def test_a_verdict_says_what_the_error_of_the_gain_leaves_open(gain, error, said, heard):
+    kl, moved = {"z": 1.0}, {"z": torch.ones(2)}
+    found = pv.diagnose(Encoded(0.5, 1.0), torch.zeros(3, 2), probes=1)
+    found = dataclasses.replace(found, kl=kl, unit_kl={}, variance=moved, information=None)
+    told = {"reconstruction": -3.0, "other_reconstruction": -3.0 - gain}
+    far = {"prior_reconstruction": -9.0, "gain_stderr": {"other": error, "prior": 0.1}}
+    found = dataclasses.replace(found, **told, **far)
+    assert found.verdict.startswith(said) and heard in found.verdict
+    assert found.as_dict()["gain_stderr"]["prior"] == 0.1
+
+
+def test_a_few_rows_do_not_make_a_decoder_deaf():
+    """The right code gains 1.3 nats, which rows by the six seldom tell and 600 do."""
+    x = 0.8 * torch.randn(600, 2, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    program, heads = Encoded(1.0, 0.0), Counter()
+    for few in x[:180].split(6):
+        found = pv.diagnose(program, few, probes=1)
+        heads[re.match(r"\w+", found.verdict)[0]] += 1
+        heads["small"] += found.reconstruction - found.other_reconstruction < 0.5
+    assert heads["small"] >= 5 and heads["Undecided"] >= 5 and heads["Unheard"] <= 2
+    assert pv.diagnose(program, x).verdict.startswith("Alive")
 
 
 def test_idle_units_that_cost_nats_are_not_said_to_be_free():

@@ -225,4 +225,18 @@ BUGS = [
         'self._put("there", name, torch.ones(rows)',
         "tests/evaluation/test_collapse_layers.py::test_masked_latents_are_left_out[rows-1]",
     ),
+    Bug(
+        "a gain of the right code taken as if it had no error",
+        "evaluation/verdicts.py",
+        "return gain + _ERRORS * error < DEAF",
+        "return gain < DEAF",
+        "tests/evaluation/test_collapse_oracles.py::test_a_few_rows_do_not_make_a_decoder_deaf",
+    ),
+    Bug(
+        "the error of what the right code gains without N",
+        "evaluation/diagnose.py",
+        "(spread.clamp(min=0) / (n - 1))",
+        "spread.clamp(min=0)",
+        "tests/evaluation/test_collapse_oracles.py::test_the_error_of_what_the_right_code_gains_is_its_spread_over_data_sets[other]",
+    ),
 ]

@@ -287,11 +287,19 @@ def support_of_all(fn: Any) -> Any:
     """Return the support where it does not depend on parameters, masked or not, else None."""
     base = innermost(fn)
     # A class attribute is one constraint for all parameters; a property depends on them. That of a
-    # transform is the range of the transform.
-    fixed = vars(torch.distributions.TransformedDistribution)["support"]
+    # transform is the range of the transform, that of a mixture the support of its components.
+    transformed, mixed = (
+        vars(kind)["support"]
+        for kind in (
+            torch.distributions.TransformedDistribution,
+            torch.distributions.MixtureSameFamily,
+        )
+    )
     support = getattr(type(base), "support", None)
-    if support is fixed:
+    if support is transformed:
         support = base.support
+    elif support is mixed:
+        support = support_of_all(base.component_distribution)
     if isinstance(support, constraints.Constraint) and not constraints.is_dependent(support):
         return constraints.independent(support, len(fn.event_shape) - len(base.event_shape))
     return None

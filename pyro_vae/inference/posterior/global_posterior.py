@@ -23,7 +23,7 @@ from pyro_vae.inference.sampling.hmc import LogDensity, log_prob_and_grad
 from pyro_vae.names import Answer
 from pyro_vae.program import checks
 from pyro_vae.program.batches.batch import Batch, num_rows
-from pyro_vae.program.densities.log_joint import Wrapped, transform_of
+from pyro_vae.program.densities.bijections import Wrapped, transform_of
 from pyro_vae.program.handlers import sample_sites
 from pyro_vae.program.passes import Passes
 from pyro_vae.program.program import Program
@@ -143,7 +143,7 @@ class GlobalDensity:
                     f"refine: site {name!r} is discrete ({checks.distribution_name(fn)}), and HMC "
                     "needs continuous latents; use log_likelihood"
                 )
-            transform = transform_of(fn)
+            transform = transform_of(name, fn)
             event = transform.inverse_shape(fn.event_shape) if fn.event_shape else fn.event_shape
             base = torch.Size((*fn.batch_shape, *event))
             columns = slice(start, start + base.numel())
@@ -164,7 +164,7 @@ class GlobalDensity:
         for slot in self.slots:
             fn, value = sites[slot.name]["fn"], sites[slot.name]["value"]
             point = value.new_ones(slot.base)
-            if not torch.equal(slot.transform(point), transform_of(fn)(point)):
+            if not torch.equal(slot.transform(point), transform_of(slot.name, fn)(point)):
                 raise ProgramError(
                     f"refine: site {slot.name!r}: the support of {checks.distribution_name(fn)} "
                     "depends on another latent, got other bounds at another draw, expected fixed "

@@ -10,12 +10,13 @@ import torch
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
-from torch.distributions import Transform, biject_to, constraints
+from torch.distributions import Transform
 from torch.distributions.transforms import IndependentTransform, identity_transform
 
 from pyro_vae.errors import ProgramError
 from pyro_vae.program import checks
 from pyro_vae.program.batches.batch import Batch, cuda_devices, num_rows
+from pyro_vae.program.densities.bijections import Wrapped, transform_of
 from pyro_vae.program.densities.enumeration import groups_of, is_enumerated
 from pyro_vae.program.densities.joint import Joint
 from pyro_vae.program.handlers import FAILURES, data_frame, sample_sites
@@ -100,32 +101,6 @@ class Slot:
         event = (..., *(None,) * self.elementary.domain.event_dim)
         units = units[event]
         return units.expand(*units.shape[:2], *self.base).reshape(*units.shape[:2], -1)
-
-
-class Wrapped(Transform):
-    r"""Coordinates on the line for angles: :math:`u \mapsto (u + \pi) \bmod 2 \pi - \pi`.
-
-    Locally a shift, so that it has no Jacobian; a chain that walks on over the end of the interval
-    comes back at the other.
-    """
-
-    domain = constraints.real
-    codomain = constraints.interval(-math.pi, math.pi)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Wrapped)
-
-    def __hash__(self) -> int:
-        return hash(Wrapped)
-
-    def _call(self, x: Tensor) -> Tensor:
-        return torch.remainder(x + math.pi, 2 * math.pi) - math.pi
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        return y
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        return torch.zeros_like(x)
 
 
 class LogJoint:
@@ -434,7 +409,7 @@ class LogJoint:
             # One asymmetric point: the images of (-u, u) at 0 would agree for all u.
             rows = site["value"].shape[: site["value"].dim() - slot.event_dim]
             point = site["value"].new_ones(rows + slot.base[len(slot.plates) :])
-            if not torch.equal(slot.transform(point), transform_of(site["fn"])(point)):
+            if not torch.equal(slot.transform(point), transform_of(slot.name, site["fn"])(point)):
                 raise ProgramError(
                     f"site {slot.name!r}: the support of {checks.distribution_name(site['fn'])} "
                     "depends on another latent, got other bounds at another draw, expected fixed "
@@ -570,7 +545,7 @@ def read_slots(model: Trace, guide: Mapping[str, Any] | None = None) -> list[Slo
                 f"site {name!r} is discrete ({checks.distribution_name(fn)}): HMC and AIS need "
                 "continuous latents; use log_likelihood"
             )
-        transform = transform_of(fn, support)
+        transform = transform_of(name, fn, support)
         base = transform.inverse_shape(fn.event_shape) if fn.event_shape else fn.event_shape
         units, plates, data = _units(site)
         base = torch.Size((*units, *base))
@@ -592,24 +567,9 @@ def known_support(fn: Any) -> Any:
         return None
 
 
-def transform_of(fn: Any, support: Any = None) -> Transform:
-    """Return the map from the real line to the support of a distribution; angles wrap around."""
-    if checks.distribution_name(fn) == "VonMises":  # whose support is the line, as torch has it
-        return Wrapped()
-    return _plain(biject_to(fn.support if support is None else support))
-
-
 def _units(site: Any) -> tuple[torch.Size, tuple[int, ...], int]:
     """Return the sizes and dimensions of the units of a datum, and the dimension of the data."""
     plates, shape = inner_plates(site), site["fn"].batch_shape
     sizes = {frame.dim: frame.size for frame in site["cond_indep_stack"]}
     units = [sizes.get(dim) or shape[dim] for dim in plates]  # those in no plate have the shape's
     return torch.Size(units), plates, data_dim(site)
-
-
-def _plain(transform: Transform) -> Transform:
-    """Return the identity for a transform that does nothing: its Jacobian is skipped."""
-    inner = transform
-    while hasattr(inner, "base_transform"):
-        inner = inner.base_transform
-    return identity_transform if inner is identity_transform else transform

@@ -163,11 +163,18 @@ class Parameters:
     def answering(self) -> Iterator[None]:
         """Answer the ``pyro.param`` statements of this block; nothing else does."""
         self._follow_values()
+        watch = self.watch  # another may watch runs inside of this block
+
+        def tell(name: str, value: Tensor, hidden: bool) -> None:
+            if watch is not None:
+                (watch.hidden if hidden else watch.stated)[name] = value
+            self._note_asked(name, value, hidden)
+
         with (
             Answers(self).giving(),
             noting_made(self.made, self.values),
-            Statements(self._note_asked).telling(),
-            nullcontext() if self.watch is None else self.watch.watching(),
+            Statements(tell).telling(),
+            nullcontext() if watch is None else watch.watching(),
         ):
             yield
 
@@ -189,9 +196,7 @@ class Parameters:
             self.note(key, name=name)
 
     def _note_asked(self, name: str, value: Tensor, hidden: bool) -> None:
-        """Note that a statement asks for a parameter, inside of a block or outside."""
-        if self.watch is not None:
-            (self.watch.hidden if hidden else self.watch.stated)[name] = value
+        """Note how a statement asks for what runs have made, or for what blocks have hidden."""
         if isinstance(value, nn.Parameter) and value in self.made:
             self.made[value] = not hidden or bool(self.made[value])
         elif not hidden and self.shown.get(value) is False and not name.startswith(AVERAGES):

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pyro_vae.program.program import Program
     from pyro_vae.program.reader import Reader
 
-_MET = 4  # rows that a guide meets first, to see whether it makes what it looks up of them
+_MET = 5  # rows that a guide meets first, to see whether it makes factors of them
 _ENOUGH = 3  # batches of one form, after which no more is asked for the supports of its sites
 
 
@@ -177,6 +177,19 @@ class Rows:
         known = self._settled or self._program.examples.offered
         return not known and self._looks_up(batch, total) > 0
 
+    def makes_factors(self, batch: Batch, total: int) -> bool:
+        """Return whether the guide of a new program has, or makes, factors of the rows it is given.
+
+        Those of one row are, once made, like weights that all data share.
+        """
+        if self._program.examples.offered:
+            return False
+        fixed = False
+        with self._reader.runs.undone():
+            if self._take(_some(batch, _MET)) and not self._take(_some(batch, _MET - 1)):
+                fixed = self._has_factors(_MET)
+        return fixed or self._looks_up(batch, total) > 0
+
     def _runs_on_few(self, data: Batch) -> bool:
         """Return whether the program runs on a few rows, and then on another number of them."""
         taken = False
@@ -278,11 +291,10 @@ class Rows:
 
         One that is fixed to a number of rows without such has its batch size written in.
         """
-        return self.total is not None or self._has_factors()
+        return self.total is not None or self._has_factors(self._reader.rows_read)
 
-    def _has_factors(self) -> bool:
-        """Return whether a parameter of the guide has as many rows as the data."""
-        rows = self.total or self._reader.rows_read
+    def _has_factors(self, rows: int) -> bool:
+        """Return whether a parameter of the guide has so many rows."""
         layers = {
             id(parameter)
             for part in self._program.modules()
@@ -327,7 +339,7 @@ class Rows:
                 "a guide with one factor per datum answers for the rows that it was trained on, "
                 "all of them, as tensors; for others ask pv.infer(program, rows, how='local'), or "
                 "give a guide that reads the data"
-                if self.told or (self.own is not None and self._has_factors())
+                if self.told or (self.own is not None and self._has_factors(own))
                 else "it runs on no other number; write len(x) where it has its batch size, or "
                 "a plate its size, or give parts of that many rows"
             )

@@ -413,7 +413,7 @@ def _require_whole_batches(
 
     Arguments:
         program, first, feed, world: What runs on which batch of which data.
-        by_number: Whether the guide is known to look up its factors by the plate's row numbers.
+        by_number: Whether the guide is known to have factors that row numbers would find.
     """
     fixed = program.rows.are_fixed(first)  # found out here in any case: verbs ask for it later
     whole = isinstance(feed, TensorFeed) and feed.batch_size >= feed.size and world.size == 1
@@ -537,7 +537,7 @@ def _read(
             _require_whole_batches(program, first, feed, world)
         # The factors that a read would make of one row are like weights that all rows share.
         made_of_one = program.reader.fresh and num_rows(first) == 1 < feed.size
-        by_number = made_of_one and program.rows.go_by_number(first, feed.size)
+        by_number = made_of_one and program.rows.makes_factors(first, feed.size)
         if isinstance(feed, LoaderFeed) and not program.reader.fresh:
             program.reader.read_anew(first)  # as tensors are looked over anew
         program.read(first)

@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoNormal
 from pyro.ops.indexing import Vindex
 from torch import nn
 from torch.distributions import constraints
@@ -94,14 +95,34 @@ def test_few_data_are_trained_by_their_numbers_too(rows, written):
     assert (locs != 0).all()
 
 
+GUIDES = {
+    "written": lambda: program_of("plain", N),
+    "made": lambda: program_of("plain"),
+    "automatic": lambda: pv.Program(model, AutoNormal(model)),
+}
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 4])
-@pytest.mark.parametrize("written", [True, False])
-def test_batches_that_do_not_say_their_rows_are_refused(batch_size, written):
+@pytest.mark.parametrize("guide", GUIDES)
+def test_batches_that_do_not_say_their_rows_are_refused(batch_size, guide):
     loader = DataLoader(TensorDataset(X), batch_size=batch_size)
     with pytest.raises(ProgramError, match=r"^data: got a loader, .* one factor per datum"):
-        train(program_of("plain", N if written else None), loader)
-    with pytest.raises(ProgramError, match=r"^transform: got a function .* one factor per datum"):
-        train(program_of("plain", N if written else None), batch_size=batch_size, transform=abs)
+        train(GUIDES[guide](), loader)
+    with pytest.raises(ProgramError, match=r"(transform|batch_size): got .* one factor per datum"):
+        train(GUIDES[guide](), batch_size=batch_size, transform=abs)
+
+
+def test_a_program_of_one_row_at_a_time_has_no_factors():
+    """It runs on no other number, and has weights of one number each."""
+
+    def guide(x):
+        (x,) = x
+        with pyro.plate("data", 1):
+            pyro.sample("z", dist.Normal(x * pyro.param("slope", torch.zeros(1)), 0.7))
+
+    program = pv.Program(model, guide)
+    run = train(program, DataLoader(TensorDataset(X)), epochs=1, compile=False)
+    assert run.steps == N
 
 
 def test_rows_beside_those_of_the_factors_are_refused():

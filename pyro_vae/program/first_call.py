@@ -39,3 +39,15 @@ def forgotten_on_error(program: "Program") -> Iterator[None]:
             if ours and unfit.told() not in str(error):
                 error.args = (f"{error}{unfit.told()}",)
         raise
+
+
+@contextmanager
+def as_new_if_refused(program: "Program") -> Iterator[None]:
+    """Leave a program that has read nothing as it was where a run of its functions is refused."""
+    put_back = program.own.remembered(), guides_remembered(program.own.parts)
+    try:
+        yield
+    except PyroVaeError:
+        for each in put_back if program.reader.fresh else ():
+            each()
+        raise

@@ -31,7 +31,7 @@ from pyro_vae.program.densities.particles import (
     takes_particles,
 )
 from pyro_vae.program.densities.terms import Terms
-from pyro_vae.program.first_call import forgotten_on_error
+from pyro_vae.program.first_call import as_new_if_refused, forgotten_on_error
 from pyro_vae.program.given_data import GivenData
 from pyro_vae.program.handlers import (
     Beta,
@@ -41,6 +41,7 @@ from pyro_vae.program.handlers import (
     denormals_flushed,
     validation,
 )
+from pyro_vae.program.parameters.arrivals import Arrivals
 from pyro_vae.program.parameters.given_store import read_store
 from pyro_vae.program.parameters.loads import add_expected, arrived, receive
 from pyro_vae.program.parameters.modules import library_method, owners
@@ -319,6 +320,20 @@ class Program(nn.Module):
     def running(self) -> Iterator[None]:
         """Run model and guide inside this block on the program's own parameters.
 
+        What has been loaded stands in it as soon as the functions have made its place.
+
+        Raises:
+            CheckpointError: What the functions make does not fit what was loaded.
+            ConfigError: Another thread of this process trains.
+            ProgramError: The place of what was loaded is only found by ``read``.
+        """
+        with self.answering(), as_new_if_refused(self), Arrivals(self.own).giving():
+            yield
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Run functions inside as ``running`` does, on batches that have been read.
+
         Raises:
             ConfigError: Another thread of this process trains.
         """
@@ -582,7 +597,7 @@ class Program(nn.Module):
             num_particles: K.
             size: N, where the batch is part of a data set and there are global sites.
         """
-        with self.running():
+        with self.answering():
             joint = self.joint(batch, size=size)
             samples = positive("num_global_samples", num_global_samples)
             return joint.terms(samples, positive("num_particles", num_particles))

@@ -247,7 +247,7 @@ class Loop(Continued):
             part.training = False
         batches = self._batches()
         with (
-            self.wrapped.running(),
+            self.wrapped.answering(),
             validation(False),
             self.stepper.in_a_row(),
             self.precision(),

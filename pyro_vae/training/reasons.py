@@ -37,7 +37,7 @@ def reason(program: Program, objective: Any, batch: Batch) -> str:
 def first_bad_site(program: Program, batch: Batch) -> str | None:
     """Return the first site whose log density is not finite, with its row, or None."""
     try:
-        with torch.no_grad(), program.running():
+        with torch.no_grad(), program.answering():
             found = list(_densities(program, batch))
     except (ValueError, RuntimeError) as error:
         return str(error).splitlines()[0]
@@ -66,7 +66,7 @@ def _first_bad_of_its_own(program: Program, objective: Any, batch: Batch) -> tup
     asked = getattr(objective, "first_bad", None)
     if not callable(asked):
         return None
-    with program.running():
+    with program.answering():
         found: tuple[str, str] | None = asked(program.joint(batch))
     return found
 

@@ -4,6 +4,14 @@ from planted_bugs.bug import Bug
 
 BUGS = [
     Bug(
+        "starting values in functions that nothing has read since a load",
+        "program/program.py",
+        "as_new_if_refused(self), Arrivals(self.own).giving():",
+        "as_new_if_refused(self):",
+        "tests/program/test_parameters_to_come.py"
+        "::test_loaded_values_stand_where_functions_run_that_nothing_has_read[autoguide_list]",
+    ),
+    Bug(
         "globals drawn anew in each chunk",
         "program/passes.py",
         "self._held = self._held or [{} for _ in range(self._samples)]",

@@ -6,9 +6,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer import Predictive
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 
 import pyro_vae as pv
+from pyro_vae.errors import CheckpointError, ProgramError
 
 ROWS = torch.arange(4.0)
 
@@ -53,3 +55,64 @@ def test_a_guide_that_was_called_once_is_loaded_as_one_that_was_not(trained, loa
     states = program.state_dict(), other.state_dict()
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [(AutoNormal, "makes 'parts.AutoNormal.locs.x_unconst"), (AutoDiagonalNormal, "'parts.AutoD")],
+)
+def test_a_guide_that_first_meets_other_data_than_in_training_is_refused(kind, told, tmp_path):
+    """What they do not observe would be a latent of the guide."""
+
+    def model(count, rows):
+        mean = pyro.sample("mean", dist.Normal(0.0, 5.0))
+        with pyro.plate("rows", count):
+            return pyro.sample("x", dist.Normal(mean, 1.0), obs=rows)
+
+    trained, data = pv.Program(model, kind(model)), {"count": 4, "rows": ROWS}
+    trained.read(data)
+    pv.save(trained, tmp_path)
+    loaded = pv.load(tmp_path, into=pv.Program(model, kind(model)))
+    with (
+        pytest.raises(CheckpointError, match=rf"{told}.*call program\.read\(rows\) on such rows"),
+        loaded.running(),
+    ):
+        Predictive(model, guide=loaded.guide, num_samples=1)(4, None)
+    loaded.read(data)  # as the error says
+    with loaded.running():
+        Predictive(model, guide=loaded.guide, num_samples=1)(4, None)
+    assert loaded.guide.median()["mean"] == trained.guide.median()["mean"]
+
+
+def tied(nets):
+    """Return a program whose guide calls a network, which the model reads a weight of."""
+
+    def net():
+        return nets.setdefault("net", torch.nn.Linear(1, 2))
+
+    def model(rows):
+        with pyro.plate("rows", len(rows)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z * net().weight[0, 0], 1.0), obs=rows)
+
+    def guide(rows):
+        with pyro.plate("rows", len(rows)):
+            loc, scale = net()(rows[:, None]).unbind(-1)
+            pyro.sample("z", dist.Normal(loc, scale.exp()))
+
+    return pv.Program(model, guide)
+
+
+def test_weights_that_were_read_past_their_network_are_refused(tmp_path):
+    """Nothing tells when: they may have been used before they had their values."""
+    one, other = {}, {}
+    trained = tied(one)
+    trained.read(ROWS)
+    pv.save(trained, tmp_path)
+    loaded = pv.load(tmp_path, into=tied(other))
+    with pytest.raises(ProgramError, match=r"nets_net.weight'.*without being"), loaded.running():
+        loaded.model(ROWS)
+    with loaded.running():
+        loaded.guide(ROWS)
+        loaded.model(ROWS)
+    assert torch.equal(one["net"].weight, other["net"].weight)

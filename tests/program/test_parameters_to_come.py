@@ -24,7 +24,7 @@ from torch import nn
 from torch.distributions import constraints
 
 import pyro_vae as pv
-from pyro_vae.errors import CheckpointError, DataError
+from pyro_vae.errors import CheckpointError, DataError, ProgramError
 from pyro_vae.program.parameters.loaded import Loaded
 
 # -- files for programs that have not run ----------------------------------------------------------
@@ -151,6 +151,104 @@ def test_a_file_fills_what_the_first_run_will_make(build, tmp_path):
     for other in states[1:]:
         assert other.keys() == states[0].keys()
         assert all(torch.equal(other[key], value) for key, value in states[0].items())
+
+
+def densities(program, x, latents=None):
+    """Return the log densities of guide and model, the latents of a trace, and that trace."""
+    with program.running(), torch.no_grad():
+        guide = program.guide if latents is None else poutine.replay(program.guide, trace=latents)
+        guide = poutine.trace(guide).get_trace(x)
+        model = poutine.trace(poutine.replay(program.model, trace=guide)).get_trace(x)
+    return guide.log_prob_sum(), model.log_prob_sum(), guide
+
+
+class BegunLate(nn.Module):
+    """Its first call makes a network in a part, and begins it after it has put it there."""
+
+    def model(self, x):
+        if not hasattr(self, "decoder"):
+            self.decoder = nn.Sequential(nn.Linear(Z, 5), nn.LazyLinear(D))
+            nn.init.zeros_(self.decoder[0].bias)
+        decode(self.decoder, x, False)
+
+    guide = LazyLayers.guide
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lazy_params,
+        all_statements,
+        cached_networks,
+        NormByFirstCall,
+        norm_in_a_closure,
+        autoguide_list,
+        BegunLate,
+    ],
+)
+def test_loaded_values_stand_where_functions_run_that_nothing_has_read(build, tmp_path):
+    x, trained = data(), pv.Program.of(build())
+    trained.read(x)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    pv.save(trained.source, tmp_path)
+    trained.eval()
+    for seed in range(2):  # the functions make other starts
+        torch.manual_seed(seed)
+        other = pv.Program.of(pv.load(tmp_path, into=build()))
+        *expected, latents = densities(trained, x)
+        *got, _ = densities(other, x, latents)
+        torch.testing.assert_close(got, expected)
+        pv.elbo(other, x)
+        state = other.state_dict()
+        assert all(torch.equal(state[key], value) for key, value in trained.state_dict().items())
+
+
+def test_what_stock_pyro_trains_after_a_load_is_not_loaded_again(tmp_path):
+    x, trained, other = data(), autoguide_list(), autoguide_list()
+    trained.read(x)
+    pv.save(trained, tmp_path)
+    pv.load(tmp_path, into=other)
+    with other.running():
+        other.guide(x)
+    weight = other.guide[0].scale_unconstrained
+    assert torch.equal(weight, trained.guide[0].scale_unconstrained)
+    with torch.no_grad():
+        weight.fill_(0.5)
+    with other.running():
+        other.guide(x)
+    pv.elbo(other, x)
+    assert float(weight.detach()) == 0.5
+
+
+def test_weights_that_functions_read_without_a_name_are_refused_before_a_look(tmp_path):
+    x, trained, other = data(), tensors_without_names(), tensors_without_names()
+    trained.read(x)
+    pv.save(trained, tmp_path)
+    pv.load(tmp_path, into=other)
+    with pytest.raises(ProgramError, match=r"'values.found-0'.*call program.read\(rows\) before"):
+        densities(other, x)
+    other.read(x)
+    *expected, latents = densities(trained, x)
+    torch.testing.assert_close(list(densities(other, x, latents)[:2]), expected)
+
+
+def test_networks_that_no_search_finds_are_refused_before_a_look(tmp_path):
+    def build():
+        made = iter([nn.Linear(Z, D)])
+        get = functools.lru_cache(lambda: next(made))
+        return pv.Program(lambda x: decode(get(), x, False), functools.partial(LazyLayers.guide, 0))
+
+    x, trained, other = data(), build(), build()
+    trained.read(x)
+    pv.save(trained, tmp_path)
+    pv.load(tmp_path, into=other)
+    with pytest.raises(ProgramError, match=r"'parts\.Linear\.weight'.*a Linear that was called"):
+        densities(other, x)
+    other.read(x)
+    *expected, latents = densities(trained, x)
+    torch.testing.assert_close(list(densities(other, x, latents)[:2]), expected)
 
 
 def test_a_file_of_other_sites_is_refused_by_the_first_run(tmp_path):

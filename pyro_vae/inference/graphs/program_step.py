@@ -132,12 +132,12 @@ class ProgramStep:
 
     def eager(self, call: Call, homes: Homes, course: Course | None = None) -> Outcome:
         """Take the step by the program itself, and undo it; a course writes it down."""
-        with self.program.running(), validation(False):
+        with self.program.answering(), validation(False):
             return eager_outcome(self.loss_on, call, homes, self.wanted(), course)
 
     def graph(self, call: Call, homes: Homes) -> tuple[GraphModule, list[int]]:
         """Return the step's graph, and the places of the parameters that it has gradients for."""
-        with self.program.running(), validation(False):
+        with self.program.answering(), validation(False):
             return trace_step(self.loss_on, call, homes, self.wanted())
 
     def require_equal(self, traced: Traced, call: Call, exact: Outcome) -> None:

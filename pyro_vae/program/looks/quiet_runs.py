@@ -92,7 +92,6 @@ class Runs:
 
     def __init__(self, program: "Program", plate: str | None) -> None:
         self._program, self.plate, self.noise = program, plate, Noise()
-        self._depth = 0  # of blocks that put memory back
         self.forget()
 
     def forget(self) -> None:
@@ -179,7 +178,7 @@ class Runs:
     def quiet(self, batch: Batch) -> Iterator[None]:
         """Run inside with weights in eval mode, no gradient, and the random state put back."""
         with (
-            self._program.running(),
+            self._program.answering(),
             evaluating(self._program),
             self.memory_kept(),
             generators_kept(),
@@ -191,19 +190,10 @@ class Runs:
 
     @contextmanager
     def memory_kept(self) -> Iterator[None]:
-        """Put what the program keeps from call to call back on leaving (``OwnState.kept``).
-
-        But what a load has given meanwhile: a call before may have made what it was for.
-        """
-        with one_thread("program"):
-            self._depth += 1
-            try:
-                with buffers_kept(self._program), self._state().kept():
-                    yield
-            finally:
-                self._depth -= 1
-                if not self._depth:
-                    self._program.own.loads.give_again()
+        """Put what the program keeps from call to call back on leaving (``OwnState.kept``)."""
+        looking = self._program.own.loads.looking()
+        with one_thread("program"), looking, buffers_kept(self._program), self._state().kept():
+            yield
 
     def release_iterators(self) -> None:
         """Let go of iterators of which looks have drawn no more than steps since."""

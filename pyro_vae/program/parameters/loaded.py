@@ -100,7 +100,7 @@ class Loaded:
             raise CheckpointError(
                 f"{_lacks(made)}{more}; build the program as it was saved{way_out}"
             )
-        told = [f"{_lacks(made - given)}: they start anew"] * bool(made - given)
+        told = [f"{_lacks(made - given)}{_ANEW}"] * bool(made - given)
         told += [f"{_lacks(made & given)}: they are those of params="] * bool(made & given)
         told += [f"{holds}: kept, should other data ask for it"] * bool(
             missed and self.strict is not None
@@ -108,6 +108,27 @@ class Loaded:
         if told:
             warnings.warn("; ".join(told), UserWarning, stacklevel=of_user())
 
+    def require_known(self, here: Set[str]) -> None:
+        """Compare names with those that were given, before any look at rows.
 
-def _lacks(names: set[str]) -> str:
+        Raises:
+            CheckpointError: There are others, of a file or of what is loaded strictly.
+        """
+        new = here - self.known
+        if new and self.strict is not False:
+            raise CheckpointError(f"{_lacks(new)}; build the program as it was saved{READ_FIRST}")
+        if new:
+            self.known = self.known | new
+            warnings.warn(f"{_lacks(new)}{_ANEW}", UserWarning, stacklevel=of_user())
+
+
+# Where functions run that no look at rows has gone before.
+READ_FIRST = (
+    ", or, where the functions meet other data than in training (what was observed lacks, say), "
+    "call program.read(rows) on such rows as in training before they run"
+)
+_ANEW = ": they start anew"
+
+
+def _lacks(names: Set[str]) -> str:
     return f"the program makes {listed(sorted(names))}, which what was loaded does not hold"

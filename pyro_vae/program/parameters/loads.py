@@ -7,21 +7,24 @@ shapes and types fit shows as it ends (``Loaded``). What it has not asked for is
 another kind may.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pyro.nn.module import PyroModule
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pyro_vae.program.parameters.loaded import Loaded, unlike
 from pyro_vae.program.parameters.object_graph import empty_globals
 from pyro_vae.program.parameters.value_types import type_of
-from pyro_vae.program.parameters.values import AVERAGES, Value, key_of
+from pyro_vae.program.parameters.values import AVERAGES, FOUND, Value, key_of
 from pyro_vae.program.told import silenced
 
 if TYPE_CHECKING:
     from pyro_vae.program.parameters.parameters import Parameters
 
+Given = list[tuple[Tensor, Tensor]]  # places, and the values that they got
 Tensors = dict[str, Tensor]  # by the names that a file gives them: "values.loc", "parts.net.weight"
 
 
@@ -34,13 +37,21 @@ class Loads:
         self.loaded: Loaded | None = None  # what the first run is compared with, if anything
         self.strict: bool | None = None  # of ``load_state_dict``, while it runs; None of a file
         self._arriving: dict[str, Tensor | None] = {}  # where what a load brings comes to, by name
-        self._given_now: list[tuple[Tensor, Tensor]] = []  # places that got their value in a look
+        self.looks = 0  # of those that run, one inside the other
+        self._given_now: Given = []  # in a look
 
     @property
     def waiting(self) -> set[str]:
         """The names of tensors that were given, and that the functions have yet to ask for."""
         given = self._own.fresh and self.loaded is not None
         return {*self.expected, *(f"values.{key}" for key in self._own.values if given)}
+
+    @property
+    def nameless(self) -> list[str]:
+        """The names of given values that no statement asks for, and that no look has found."""
+        known = self._own.known.items()
+        found = (k for k, v in known if v.loaded and not v.found and k.startswith(FOUND))
+        return [f"values.{key}" for key in found]
 
     def awaited(self, tensors: Mapping[str, Tensor], late: list[str]) -> Tensors:
         """Return the saved tensors for which there will be a place once the functions have run.
@@ -161,9 +172,7 @@ class Loads:
         own = self._own
         here = own.part_tensors()
         found = self.expected.keys() & here.keys()
-        for name in found:
-            if here[name].shape != self.expected[name].shape:
-                raise unlike(name, self.expected[name].shape, here[name].shape)
+        self._require_shapes(here)
         if own.fresh and self.loaded is not None:
             averages = f"values.{key_of(AVERAGES)}"  # which training alone asks for
             left = {*self.expected, *(f"values.{key}" for key in values - used)} - found
@@ -173,26 +182,68 @@ class Loads:
             self.loaded.require_shapes()
             stored = {f"values.{key_of(name)}" for name in own.store.entries}
             self.loaded.settle(missed, made, stored)
-        # One that another part has had since the load, too: it may have been trained meanwhile.
-        shared = {id(tensor) for name, tensor in here.items() if name not in found}
-        for name in found:
-            place, saved = here[name], self.expected.pop(name)
-            if id(place) not in shared:
-                own.types.note_rounding(name, saved, place.dtype)
-                self._given_now.append((place, saved))
-                own.store.note_loaded(place)
-        self._give()
+        self.give(here)
+        self._give_again()
         own.types.take()
         if not silenced():
             own.types.warn_of_rounding()
             own.constraints.warn_of_others()
 
-    def give_again(self) -> None:
-        """Give what got its value in a look, which has put back what it found, the value again."""
-        self._give()
-        self._given_now.clear()
+    def give(self, places: Mapping[str, Tensor], else_: str = "") -> Given:
+        """Give places, by name, what is kept for them, and return what they got.
 
-    def _give(self) -> None:
+        Not one that another part has had since the load, too: it may have been trained meanwhile.
+
+        Arguments:
+            places: What the parts have, or will have.
+            else_: What else to do about another shape, for the message.
+
+        Raises:
+            CheckpointError: One has another shape.
+        """
+        own, given = self._own, Given()
+        found = self.expected.keys() & places.keys()
+        self._require_shapes(places, else_)
+        shared = {id(t) for name, t in own.part_tensors().items() if name not in found}
+        for name in found:
+            place, saved = places[name], self.expected.pop(name)
+            if id(place) not in shared:
+                own.types.note_rounding(name, saved, place.dtype)
+                if is_lazy(place):
+                    place.materialize(saved.shape)
+                place.data.copy_(saved)
+                own.store.note_loaded(place)
+                given.append((place, saved))
+        self._given_now += given if self.looks else []
+        return given
+
+    def _require_shapes(self, places: Mapping[str, Tensor], else_: str = "") -> None:
+        """Refuse places of other shapes than those of what is kept for them.
+
+        Raises:
+            CheckpointError: Names one.
+        """
+        for name in self.expected.keys() & places.keys():
+            place, saved = places[name], self.expected[name]
+            if not is_lazy(place) and place.shape != saved.shape:
+                raise unlike(name, saved.shape, place.shape, else_)
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Look inside at a program, all of whose places are put back to what they were then.
+
+        But what is given inside: a call before may have made the place for it.
+        """
+        self.looks += 1
+        try:
+            yield
+        finally:
+            self.looks -= 1
+            if not self.looks:
+                self._give_again()
+                self._given_now.clear()
+
+    def _give_again(self) -> None:
         for place, value in self._given_now:
             place.data.copy_(value)
 

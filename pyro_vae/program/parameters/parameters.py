@@ -24,7 +24,7 @@ from pyro_vae.program.parameters.modules import owners, unique_name
 from pyro_vae.program.parameters.saved_constraints import SavedConstraints
 from pyro_vae.program.parameters.statements import Answers
 from pyro_vae.program.parameters.value_types import ValueTypes
-from pyro_vae.program.parameters.values import AVERAGES, Value, key_of, name_of
+from pyro_vae.program.parameters.values import AVERAGES, FOUND, Value, key_of, name_of
 from pyro_vae.program.parameters.watch import Statements, Watch, noting_made
 
 
@@ -153,7 +153,7 @@ class Parameters:
         """Train a tensor that has no name, under one by the order in which such are found."""
         taken = {key for key, value in self.known.items() if value.found}
         # A file may have made room for it.
-        key = next(free for index in count() if (free := f"found-{index}") not in taken)
+        key = next(free for index in count() if (free := f"{FOUND}{index}") not in taken)
         self.hold(key, tensor)
         self.note(key, found=True)
 

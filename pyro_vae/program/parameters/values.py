@@ -9,6 +9,8 @@ from torch import nn
 
 # The running means that TraceGraph_ELBO keeps as it runs: written to, and never trained.
 AVERAGES = "__baseline_avg_downstream_cost_"
+# Begins the keys of tensors that densities depend on, and no statement names.
+FOUND = "found-"
 
 
 @dataclass(frozen=True)

@@ -202,6 +202,10 @@ def test_the_code_of_a_model_runs_without_training(
     assert ("figure" in names) == (f"figures/{page.stem}.png" in page.read_text())
 
 
+def test_the_page_of_a_model_shows_a_figure() -> None:
+    assert not [p.name for p in WITH_CODE["models"] if f"figures/{p.stem}.png" not in p.read_text()]
+
+
 def test_pictures_are_small_and_shown() -> None:
     pictures = [*DOCS.glob("figures/*.png")]
     text = "".join(page.read_text() for page in pages.PAGES)

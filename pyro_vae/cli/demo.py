@@ -1,6 +1,5 @@
 """``pyro-vae demo``: one small run from data to pictures."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 
 import pyro_vae as pv
+from pyro_vae.cli.answer_files import weights_in, write_figures, write_picture
 from pyro_vae.cli.datasets import load_data
 from pyro_vae.cli.evaluate import judge
 from pyro_vae.cli.generate import sample_title
@@ -16,7 +16,6 @@ from pyro_vae.cli.report import say, table
 from pyro_vae.cli.report_file import write_report
 from pyro_vae.cli.runs import fresh_folder, record
 from pyro_vae.device import resolve_device
-from pyro_vae.storage.atomic import atomic_write_text
 
 
 def demo(
@@ -68,7 +67,7 @@ def demo(
     )
     figures = {"data": "digits", "binarization": "threshold", "split": "test"}
     figures |= judge(vae, splits.test, num_particles, seed, progress)
-    atomic_write_text(folder / "evaluation.json", json.dumps(figures, indent=2) + "\n")
+    write_figures(folder / "evaluation.json", figures, weights_in(folder))
     drawn = _draw(vae, splits, run, folder, seed)
     write_report(folder)
     say("\n" + table(figures))
@@ -106,5 +105,5 @@ def _draw(vae: Any, splits: pv.data.Splits, run: Any, folder: Path, seed: int) -
         "curves.png": pv.plots.curves(run.history),
     }
     for name, figure in figures.items():
-        pv.plots.save(figure, folder / name)
+        write_picture(folder / name, figure, weights_in(folder))
     return list(figures)

@@ -1,6 +1,5 @@
 """``pyro-vae evaluate`` and ``pyro-vae diagnose``."""
 
-import json
 import math
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae.arguments import counted, positive
+from pyro_vae.cli.answer_files import WEIGHTS, write_figures, write_picture
 from pyro_vae.cli.cell_scores import UNITS, cell_scores
 from pyro_vae.cli.datasets import kind_of
 from pyro_vae.cli.options import Binarization, Split
@@ -22,7 +22,6 @@ from pyro_vae.inference.sampling.diagnostics import median
 from pyro_vae.program.batches.batch import num_rows
 from pyro_vae.program.bounds import elbo_given_globals
 from pyro_vae.program.passes import Verb, holding
-from pyro_vae.storage.atomic import atomic_write_text
 
 _DRAWS = 10  # of global latents, where a datum has none
 
@@ -77,7 +76,7 @@ def evaluate(
     cells = cell_scores(loaded)
     figures = told | figures | ({"cells": cells} if cells else {})
     path = Path(run) / "evaluation.json"
-    atomic_write_text(path, json.dumps(figures, indent=2, allow_nan=False) + "\n")
+    write_figures(path, figures, settings[WEIGHTS])
     write_report(Path(run))
     say(table(figures))
     if cells:
@@ -124,8 +123,8 @@ def diagnose(
             bar = "▇" * round(20 * float(units[unit] / units.max().clamp(min=1e-9)))
             say(f"  unit {unit:3d}  {units[unit]:6.3f}  {bar}")
     path = Path(run) / "diagnosis.json"
-    atomic_write_text(path, json.dumps(found.as_dict(), indent=2, allow_nan=False) + "\n")
-    pv.plots.save(pv.plots.diagnosis(found), path.with_suffix(".png"))
+    write_figures(path, found.as_dict(), settings[WEIGHTS])
+    write_picture(path.with_suffix(".png"), pv.plots.diagnosis(found), settings[WEIGHTS])
     write_report(Path(run))
     say(f"\nwritten to {path} and {path.with_suffix('.png').name}")
 

@@ -9,6 +9,7 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.arguments import counted, positive
+from pyro_vae.cli.answer_files import WEIGHTS, write_picture
 from pyro_vae.cli.datasets import SETS, kind_of, load_data
 from pyro_vae.cli.report import say
 from pyro_vae.cli.report_file import write_report
@@ -72,7 +73,7 @@ def generate(
     if own:
         site = pv.Program.of(program).sites.observed[0]
         named = drawn if isinstance(drawn, dict) else {site: drawn}
-        _write_own(folder, others | named, sample_title(n, mean))
+        _write_own(folder, others | named, sample_title(n, mean), settings[WEIGHTS])
         return
     if inputs is None:
         shape = (1, 8, 8) if settings["data"] == "digits" else (1, 28, 28)
@@ -83,7 +84,7 @@ def generate(
         rolls = zip(drawn[:_SHOWN], inputs["lengths"].tolist(), strict=False)
         named = {f"{row + 1}": roll[:length] for row, (roll, length) in enumerate(rolls)}
         figure = pv.plots.piano_rolls(named, title=sample_title(len(named), mean))
-    pv.plots.save(figure, folder / "samples.png")
+    write_picture(folder / "samples.png", figure, settings[WEIGHTS])
     _write_npz(folder / "samples.npz", arrays)
     write_report(folder)
     say(f"written to {folder / 'samples.png'} and {folder / 'samples.npz'}")
@@ -122,13 +123,16 @@ def sample_title(n: int, mean: bool) -> str:
     return f"{counted(n, 'draw')} from the prior" + (", decoded to E[x | z]" if mean else "")
 
 
-def _write_own(folder: Path, arrays: dict[str, torch.Tensor], title: str) -> None:
+def _write_own(
+    folder: Path, arrays: dict[str, torch.Tensor], title: str, weights: str | None
+) -> None:
     """Write the rows of a user's own data by site, and a picture where they are images."""
     _write_npz(folder / "samples.npz", {name: x.cpu() for name, x in arrays.items()})
     written = f"{folder / 'samples.npz'}"
     pictures = _pictures(arrays)
     if pictures:
-        pv.plots.save(pv.plots.samples(pictures[0], title=title), folder / "samples.png")
+        figure = pv.plots.samples(pictures[0], title=title)
+        write_picture(folder / "samples.png", figure, weights)
         written += " and samples.png"
     write_report(folder)
     say(f"written to {written}")

@@ -1,7 +1,6 @@
 """``pyro-vae refine``."""
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,12 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.arguments import positive
+from pyro_vae.cli.answer_files import WEIGHTS, write_figures
 from pyro_vae.cli.options import Split
 from pyro_vae.cli.report import say
 from pyro_vae.cli.report_file import write_report
 from pyro_vae.cli.runs import chosen_split, open_run, rows_to_judge
-from pyro_vae.storage.atomic import atomic_write_bytes, atomic_write_text
+from pyro_vae.storage.atomic import atomic_write_bytes
 
 _FEW = 16  # data, where no number is said
 
@@ -78,7 +78,7 @@ def refine(
     samples: dict[str, Any] = {k: v.cpu().numpy() for k, v in found.samples.items()}
     np.savez_compressed(buffer, **samples)
     atomic_write_bytes(path.with_suffix(".npz"), buffer.getvalue())
-    atomic_write_text(path, json.dumps(told, indent=2, allow_nan=False) + "\n")
+    write_figures(path, told, settings[WEIGHTS])
     write_report(Path(run))
     say(f"{found!r}\nwritten to {path} and {path.with_suffix('.npz').name}")
 

@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from pyro_vae.cli.answer_files import WEIGHTS, weights_in, weights_of_picture
 from pyro_vae.cli.cell_scores import UNITS
 from pyro_vae.storage.atomic import atomic_write_text
 
@@ -20,6 +21,10 @@ _STYLE = (
     "@media(max-width:40em){img{max-width:none}}"  # letters stay legible, and wide pictures scroll
 )
 _UNITS = "Bounds, likelihoods and KL: nats per datum; KL of globals: nats of all data."
+_LEFT_OUT = (
+    "Left out, because the run has gone on since, until the commands that wrote them run again"
+)
+_TITLES = {"evaluation": "Evaluation", "refined": "Refined posteriors"}
 _SITES = 12  # of a figure for each site
 _PIXELS = 150 / 96  # of a picture for each of the page
 
@@ -27,19 +32,28 @@ _PIXELS = 150 / 96  # of a picture for each of the page
 def write_report(folder: Path) -> Path:
     """Write what lies in a run folder as one page; what a command adds is there at once.
 
+    What is of other weights than those of the folder is left out, and named: the run has gone on.
+
     Arguments:
         folder: of the run, with ``train.json``.
     """
     parts = [f"<h1>{escape(folder.resolve().name)}</h1>"]
-    for name, title in (("evaluation", "Evaluation"), ("refined", "Refined posteriors")):
-        found = _read(folder / f"{name}.json")
-        parts += [f"<h2>{title}</h2>", _table(found)] if found else []
+    figures = {name: _read(folder / f"{name}.json") for name in ("diagnosis", *_TITLES)}
+    pictures = sorted(folder.glob("*.png"))
+    older = _of_other_weights(folder, figures, pictures)
+    for name, title in _TITLES.items():
+        found = {} if f"{name}.json" in older else figures[name]
+        shown = {k: v for k, v in found.items() if k != WEIGHTS}
+        parts += [f"<h2>{title}</h2>", _table(shown)] if shown else []
         parts += [f"<p>{_UNITS}</p>"] if found and name == "evaluation" else []
         parts += [f"<p>In evaluations, {UNITS}.</p>"] if "cells" in found else []
-    verdict = _read(folder / "diagnosis.json").get("verdict")
+    verdict = None if "diagnosis.json" in older else figures["diagnosis"].get("verdict")
     parts += [f"<h2>Diagnosis</h2><pre>{escape(str(verdict))}</pre>"] if verdict else []
+    parts += [f"<p>{_LEFT_OUT}: {escape(', '.join(older))}.</p>"] if older else []
     parts += _training(folder / "history.csv")
-    for picture in sorted(folder.glob("*.png")):
+    for picture in pictures:
+        if picture.name in older:
+            continue
         title = escape(picture.stem.replace("_", " ").capitalize())
         parts.append(f"<h2>{title}</h2><figure>{_picture(picture.read_bytes(), title)}</figure>")
     parts += ["<h2>Settings</h2>", _table(_read(folder / "train.json"))]
@@ -49,6 +63,19 @@ def write_report(folder: Path) -> Path:
     path = folder / NAME
     atomic_write_text(path, page + "\n".join(parts) + "\n</body></html>\n")
     return path
+
+
+def _of_other_weights(
+    folder: Path, figures: dict[str, dict[str, Any]], pictures: list[Path]
+) -> list[str]:
+    """Return the names of files of figures and of pictures that are of no weights of the folder.
+
+    What does not say of which weights it is, another program has written.
+    """
+    now = weights_in(folder)
+    found = {f"{name}.json": each.get(WEIGHTS) for name, each in figures.items()}
+    found |= {path.name: weights_of_picture(path) for path in pictures}
+    return [name for name, weights in found.items() if weights not in (None, now)]
 
 
 def _picture(png: bytes, title: str) -> str:

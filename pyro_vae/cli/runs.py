@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyro_vae as pv
+from pyro_vae.cli.answer_files import WEIGHTS, weights_in
 from pyro_vae.cli.datasets import default_binarization, is_file, load_data, require_as_it_is
 from pyro_vae.cli.known_files import KnownFile, is_readable, known_file, recalled
 from pyro_vae.cli.options import MODELS, Split
@@ -261,7 +262,7 @@ def settings_of(run: str, program: str | None = None, **changed: Any) -> dict[st
 def open_run(
     run: str, device: str, program: str | None = None, **changed: Any
 ) -> tuple[Any, dict[str, Any]]:
-    """Return the program of a run, and what `settings_of` tells.
+    """Return the program of a run, and what `settings_of` tells, with a digest of its weights.
 
     The words of sentences and documents are those of the run, whatever the data. What `fit` or
     `save` wrote says from then on what its program and data were said to be, until both are said
@@ -279,6 +280,7 @@ def open_run(
         if program is None:
             asked["model"] = _own_program_of(folder, asked["model"])
         into = own_program(asked["model"], dict(asked.get("options") or {}))
+    asked[WEIGHTS] = weights_in(folder)  # before they are read: a run that goes on writes others
     loaded = pv.load(run, into=into, device=where)
     pv.Program.of(loaded).to(where)
     told, said_anew = _told(folder, program, changed)

@@ -1,6 +1,5 @@
 """``pyro-vae topics``."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.arguments import positive
+from pyro_vae.cli.answer_files import WEIGHTS, write_figures, write_picture
 from pyro_vae.cli.datasets import kind_of, load_data
 from pyro_vae.cli.report import say
 from pyro_vae.cli.report_file import write_report
@@ -15,7 +15,6 @@ from pyro_vae.cli.runs import NAME_IT, check_words, open_run
 from pyro_vae.cli.training_file import tell_of_changed_rows
 from pyro_vae.data.count_files import halves
 from pyro_vae.errors import ConfigError
-from pyro_vae.storage.atomic import atomic_write_text
 
 _FEWEST, _SHOWN = 5, 2000  # documents in the plane
 
@@ -84,10 +83,10 @@ def topics(
     end = f"_{loaded.source.name}" if other else ""
     path = Path(run) / f"topics{end}.json"
     known = {k: None if v != v else v for k, v in figures.items()}  # the error of one alone is NaN
-    atomic_write_text(path, json.dumps(known, indent=2, allow_nan=False) + "\n")
+    write_figures(path, known, weights := settings[WEIGHTS])
     with torch.no_grad():
         figure = pv.plots.topic_words(program.eval().topics(), vocabulary)
-    pv.plots.save(figure, path.with_suffix(".png"))
+    write_picture(path.with_suffix(".png"), figure, weights)
     written = [path.with_suffix(".png").name]
     labels = loaded.source.labels.get("test")
     if labels is not None and test.shape[0] >= _FEWEST:
@@ -95,7 +94,7 @@ def topics(
             every = -(-test.shape[0] // _SHOWN)  # files are sorted by label
             shares = program.proportions(pv.encode(program, test[::every]))
         figure = pv.plots.documents(shares, labels[: test.shape[0] : every], seed=seed)
-        pv.plots.save(figure, path.with_name(f"documents{end}.png"))
+        write_picture(path.with_name(f"documents{end}.png"), figure, weights)
         written.append(f"documents{end}.png")
     write_report(Path(run))
     say(f"{found!r}\n\n{_table(figures)}\nwritten to {path}, {', '.join(written)}")

@@ -29,13 +29,23 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """
     if not hasattr(figure, "canvas"):
         raise ConfigError(f"figure: got {shown(figure)}, expected a figure of pv.plots")
-    path = Path(path)
+    return write(figure, Path(path))
+
+
+def write(figure: Figure, path: Path, words: dict[str, str] | None = None) -> Path:
+    """Do what ``save`` does, with words by their names inside the file.
+
+    Arguments:
+        figure: of matplotlib.
+        path: of the file.
+        words: such as the format has room for.
+    """
     kind = path.suffix[1:].lower()
     known = figure.canvas.get_supported_filetypes()
     if kind not in known:
         raise ConfigError(f"{path}: unknown format {kind!r}; choose one of {', '.join(known)}")
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=DPI, facecolor="white")
+    figure.savefig(buffer, format=kind, dpi=DPI, facecolor="white", metadata=words)
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_bytes(path, buffer.getvalue())
     return path

@@ -352,3 +352,33 @@ def test_a_config_is_printed_and_read(capsys):
     Path("a.yaml").write_text(capsys.readouterr().out)
     assert cli.main(["train", "--config", "a.yaml", "--out", "run", *FEW]) == 0
     assert json.loads(Path("run/train.json").read_text())["model"] == "own.py:Clicks"
+
+
+@pytest.mark.filterwarnings("default:refine")
+def test_a_report_leaves_out_what_is_of_weights_before_the_run_went_on(capsys):
+    few = "--rows 1 --num_draws 4 --warmup 4"
+    ways = "evaluate a --num_particles 3", "diagnose a", f"refine a {few}"
+    sections = "Evaluation", "Refined posteriors", "Diagnosis"
+    own = "own.py:Clicks --data counts.npz --checkpoint_every 1"
+    assert run(f"train {own} --out a --epochs 1") == 0
+    for line in ways:
+        assert run(line) == 0
+    Path("a/mine.png").write_bytes(Path("a/curves.png").read_bytes())
+
+    def page():
+        return Path("a/report.html").read_text()
+
+    first, before = page(), json.loads(Path("a/evaluation.json").read_text())
+    assert all(f"<h2>{each}</h2>" in first for each in sections) and "weights" not in first
+    assert run("train --resume true --out a --epochs 1") == 0
+    assert "Left out" not in page()  # it has trained no more
+    assert run("train --resume true --out a --epochs 2") == 0
+    assert "<h2>Mine</h2>" in page() and page().count("<h2>Diagnosis</h2>") == 0
+    assert not any(f"<h2>{each}</h2>" in page() for each in sections)
+    told = "run again: diagnosis.json, evaluation.json, refined.json, diagnosis.png."
+    assert told in page()
+    for line in ways:
+        assert run(line) == 0
+    assert all(f"<h2>{each}</h2>" in page() for each in sections) and "Left out" not in page()
+    after = json.loads(Path("a/evaluation.json").read_text())
+    assert after["weights"] != before["weights"] and after["elbo"] != before["elbo"]

@@ -63,6 +63,7 @@ from pyro_vae.program.looks.cuts import (
 )
 from pyro_vae.program.looks.dependence import carriers_of, dependence, points_of_guide
 from pyro_vae.program.looks.failures import where_holes_fail
+from pyro_vae.program.looks.filled_runs import filled
 from pyro_vae.program.looks.findings import Dependence
 from pyro_vae.program.looks.in_training import of_training
 from pyro_vae.program.looks.quiet_runs import Runs
@@ -277,13 +278,39 @@ class Reader:
         if self._program.examples.unlike(batch):  # which may be all that is wrong
             with self.runs.undone():
                 self.runs.once(batch)
-        masked = "" if is_infinite(batch) else self._about_holes(batch)
+        infinite = is_infinite(batch)
+        if not infinite:
+            self._require_fit(batch, first_row)
+        masked = "" if infinite else self._about_holes(batch)
         try:
             check_finite(self._program.examples.by_argument(batch), first_row)  # by their names
         except DataError as error:
             spoiled = error
         head = str(spoiled).partition(", expected finite numbers")[0]
         raise DataError(f"{head}; {masked}") if masked else spoiled
+
+    def _require_fit(self, batch: Batch, first_row: int) -> None:
+        """Refuse what a program refuses alike where there are numbers in the place of NaN.
+
+        Raises:
+            DataError, ProgramError: What it is, which has nothing to do with NaN.
+        """
+        error = self._error_on(batch, first_row)
+        alike = error is not None and self._error_on(filled(batch, high=True), first_row)
+        if error is not None and str(error) == str(alike):
+            raise error
+
+    def _error_on(self, batch: Batch, first_row: int) -> DataError | ProgramError | None:
+        """Return what is wrong about a program on a batch, whatever its numbers are."""
+        try:
+            with self.runs.undone(), silent():
+                model, guide = self.runs.once(batch)
+                self._show(model, guide, self._find_plate(model, guide, batch), batch)
+                checks.check_pair(model, guide)
+                checks.check_values(model, Told(), first_row)
+        except (DataError, ProgramError) as error:
+            return error
+        return None
 
     def _about_holes(self, batch: Batch) -> str:
         """Return where NaN still counts in a program that masks what it observes; else nothing.
@@ -308,7 +335,7 @@ class Reader:
         One without a mask may have made a number of it by accident: ``NaN > 0.5`` is false.
         """
         found = False
-        with self.runs.undone(), suppress(ValueError, NotImplementedError):  # all of ours are such
+        with self.runs.undone(), suppress(ValueError, RuntimeError):  # all of ours are such
             model, guide = self.runs.once(batch)
             sites = [site for trace in (model, guide) for _, site in sample_sites(trace)]
             sites = [site for site in sites if checks.has_density(site["fn"])]

@@ -234,8 +234,9 @@ class Rows:
         try:
             check_finite(data)
         except DataError:
-            for index, piece in enumerate(chunks(data, rows)):
-                self._reader.require_finite(piece, index * rows)
+            size = max(rows, self._rows_to_read(data, first_rows))  # it may take no other number
+            for index, piece in enumerate(chunks(data, size)):
+                self._reader.require_finite(piece, index * size)
         self.require_own(data)
         known = self._reader.last
         if known is not None and known.size is not None:

@@ -191,6 +191,11 @@ def has_holes(leaf: Any) -> bool:
     return real and bool(leaf.isnan().any())
 
 
+def filled(batch: Batch, *, high: bool) -> Batch:
+    """Return a batch with the least or the largest number of a column in the place of its NaN."""
+    return map_batch(partial(_filled, high=high), batch)
+
+
 def _marks_in(batch: Batch) -> Iterator[_Marks]:
     """Yield the arguments that are 0 and 1, or flags, by the holes of another."""
     leaves = [leaf for _, leaf in named_leaves(batch) if not leaf.is_meta]

@@ -929,3 +929,49 @@ def test_what_is_wrong_about_a_mask_is_told(observe, told):
     for rows in (HOLES, HOLES[:2]) if observe is by_handler else (HOLES,):
         with pytest.raises((DataError, ProgramError), match=told):
             pv.elbo(masked(observe), rows)
+
+
+def without_event(cells, x):
+    pyro.sample("x", cells.mask(~x.isnan()), obs=x.nan_to_num())
+
+
+def of_three(cells, x):
+    fn = dist.Normal(cells.loc[:, [0, 1, 1]], 1.0).to_event(1)
+    pyro.sample("x", fn.mask(~x.isnan().all(-1)), obs=x.nan_to_num())
+
+
+def outside(cells, x):
+    fn = dist.Gamma(cells.loc.exp(), 1.0).mask(~x.isnan())
+    pyro.sample("x", fn.to_event(1), obs=x.nan_to_num(1.0) - 5.0)
+
+
+@pytest.mark.parametrize("observe", [without_event, of_three, outside])
+def test_a_mistake_that_has_nothing_to_do_with_nan_is_told_as_without_nan(observe):
+    """All of these were told to drop the rows, or to add the mask that they had."""
+    told = []
+    for x in (HOLES, HOLES.where(~HOLES.isnan(), HOLES[2])):
+        with pytest.raises(DataError) as refused:
+            pv.elbo(masked(observe), x)
+        told.append(str(refused.value))
+    assert told[0] == told[1]
+    assert "nan" not in told[0]
+
+
+def test_many_rows_with_holes_of_a_program_that_takes_no_part_of_them_are_taken():
+    """NaN was looked for in parts of 8192 rows, on which such a program does not run."""
+    x = torch.linspace(-1.0, 1.0, 8200).masked_fill(torch.arange(8200) % 3 == 0, math.nan)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0).mask(~x.isnan()), obs=x.nan_to_num())
+
+    def guide(x):
+        loc = pyro.param("loc", torch.zeros(8200))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
+    program = pv.Program(model, guide)
+    run = pv.fit(program, x, epochs=1, batch_size=8200, progress=False)
+    assert math.isfinite(run.history["loss"][0])
+    assert pv.elbo(program, x).isfinite().all()

@@ -6,7 +6,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_vae.distributions import DiscretisedLogistic, NoPrior, SquaredError
+from pyro_vae.distributions import (
+    AutoregressiveBits,
+    DiscretisedLogistic,
+    Mixture,
+    NoPrior,
+    SquaredError,
+)
 from pyro_vae.errors import ConfigError, ProgramError
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
@@ -150,3 +156,15 @@ def test_squared_error():
     assert torch.equal(p.mean, loc)
     assert torch.equal(p.expand((2, 4, 3)).sample(), loc.expand(2, 4, 3))
     assert p.to_event(1).log_prob(x).shape == (4,)
+
+
+def test_a_mixture_of_other_numbers_of_weights_and_components_is_refused():
+    parts = dist.Normal(torch.zeros(2, 1), 1.0).to_event(1)
+    with pytest.raises(ConfigError, match=r"logits: got .*\(3,\).* of batch shape \(2,\)"):
+        Mixture(torch.zeros(3), parts)
+
+
+@pytest.mark.parametrize("logits", [torch.zeros(2), torch.zeros(())])
+def test_units_that_see_another_number_of_them_are_refused(logits):
+    with pytest.raises(ConfigError, match=r"logits and weight: got .* expected \(\*, Z\) and"):
+        AutoregressiveBits(logits, torch.zeros(3, 3))

@@ -83,6 +83,13 @@ def test_a_lone_row_is_normalised_by_running_moments_and_moves_none():
     assert torch.equal(found, norm.eval()(torch.ones(1, 3)))
 
 
+def test_batch_norm_checks_its_arguments():
+    for wrong in ({"eps": -1.0}, {"momentum": 2.0}, {"num_features": 0}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            BatchNorm(**{"num_features": 3, **wrong})
+    assert BatchNorm(3, momentum=None, affine=False).weight is None
+
+
 def test_dropout_acts_in_training_only():
     net, x = MLP(3, 2, (50,), dropout=0.5), torch.ones(1, 3)
     assert not torch.equal(net(x), net(x))

@@ -49,6 +49,9 @@ class ProductOfExperts(_Experts):
     Arguments:
         experts: modules (*, data) -> diagonal Gaussian of z, event (Z,): one for each modality.
 
+    Raises:
+        ConfigError: no experts.
+
     References:
         Multimodal generative models for scalable weakly-supervised learning (Wu and Goodman,
         2018), arXiv:1802.05335.
@@ -79,6 +82,9 @@ class MixtureOfExperts(_Experts):
 
     Arguments:
         experts: modules (*, data) -> diagonal Gaussian of z, event (Z,): one for each modality.
+
+    Raises:
+        ConfigError: no experts.
 
     References:
         Variational mixture-of-experts autoencoders for multi-modal deep generative models (Shi et

@@ -210,6 +210,9 @@ class InverseAutoregressiveFlow(_AutoregressivePosterior):
         hidden: widths of each map's masked network, at least Z.
         context_dim: size of h(x).
 
+    Raises:
+        ConfigError: an argument out of its range.
+
     References:
         Improving variational inference with inverse autoregressive flow (Kingma et al., 2016),
         arXiv:1606.04934.
@@ -242,6 +245,9 @@ class SplineFlow(_AutoregressivePosterior):
         bound: B, in standard deviations of the noise.
         hidden: widths of each map's masked network, at least Z.
         context_dim: size of what the encoder tells the maps.
+
+    Raises:
+        ConfigError: an argument out of its range.
 
     References:
         Neural spline flows (Durkan et al., 2019), arXiv:1906.04032.

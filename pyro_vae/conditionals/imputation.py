@@ -38,6 +38,9 @@ class LearnedConstant(nn.Module):
     Arguments:
         data_shape: shape of one datum.
 
+    Raises:
+        ConfigError: no shape of numbers of at least 1.
+
     References:
         MIWAE: deep generative modelling and imputation of incomplete data (Mattei and Frellsen,
         2019), arXiv:1812.02633.

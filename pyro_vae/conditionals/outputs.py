@@ -44,6 +44,9 @@ def bounded(log_scale: Tensor) -> Tensor:
 
     Arguments:
         log_scale: s, any shape.
+
+    Raises:
+        ConfigError: no tensor.
     """
     # As clamp, with one operation in its gradient in place of four.
     inside = nn.functional.hardtanh(log_scale, -LOG_SCALE_LIMIT, LOG_SCALE_LIMIT)

@@ -85,7 +85,11 @@ class Splits:
 
     @typed
     def images(self, x: Tensor) -> Tensor:
-        """Reshape rows to images: `(*, D)` to `(*, C, H, W)`."""
+        """Reshape rows to images: `(*, D)` to `(*, C, H, W)`.
+
+        Raises:
+            DataError: Rows of another size.
+        """
         if x.shape[-1:] != (math.prod(self.shape),):
             raise DataError(
                 f"{self.name}: rows have {math.prod(self.shape)} pixels, got shape "

@@ -94,6 +94,10 @@ class FlatSequence(Expandable):
 
     Arguments:
         sequence: the distribution of event shape (T, D).
+
+    Raises:
+        ConfigError: no distribution.
+        DataError: a vector of another size.
     """
 
     arg_constraints = {}  # noqa: RUF012

@@ -7,8 +7,9 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_vae.arguments import typed
+from pyro_vae.arguments import shown, typed
 from pyro_vae.distributions.expandable import Expandable
+from pyro_vae.errors import ConfigError
 
 
 @typed
@@ -23,6 +24,9 @@ class AutoregressiveBits(Expandable):
     Arguments:
         logits: a, shape (*, Z).
         weight: W, shape (Z, Z); only what is below its diagonal is used.
+
+    Raises:
+        ConfigError: logits without units, or weights of another number of them.
 
     References:
         Connectionist learning of belief networks (Neal, 1992); Deep autoregressive networks
@@ -44,6 +48,12 @@ class AutoregressiveBits(Expandable):
     def __init__(
         self, logits: Tensor, weight: Tensor, *, validate_args: bool | None = None
     ) -> None:
+        units = logits.shape[-1:]
+        if not units or weight.shape != units * 2:
+            raise ConfigError(
+                f"logits and weight: got {shown(logits)} and {shown(weight)}, expected (*, Z) and "
+                "(Z, Z)"
+            )
         self.logits, self.weight = logits, weight
         super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=validate_args)
 

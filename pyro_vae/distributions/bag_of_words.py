@@ -28,6 +28,9 @@ class BagOfWords(Expandable):
         total_count: number of words of each document, shape (batch); only `sample`, `mean` and
             `variance` ask for it.
 
+    Raises:
+        ConfigError: logits without words, or counts of words of another shape.
+
     Example:
         >>> p = BagOfWords(torch.zeros(4))
         >>> p.log_prob(torch.tensor([2.0, 1.0, 1.0, 0.0])).exp() * 4**4

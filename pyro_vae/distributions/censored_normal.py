@@ -26,6 +26,10 @@ class CensoredNormal(Expandable):
         scale: σ, shape (batch).
         low, high: l and h, shape (batch); infinite where there is no limit.
 
+    Raises:
+        ConfigError: shapes that do not fit together.
+        DataError: values of a shape that does not fit.
+
     References:
         Estimation of relationships for limited dependent variables (Tobin, 1958).
 

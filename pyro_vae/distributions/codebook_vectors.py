@@ -59,6 +59,9 @@ class Quantised(Expandable):
         codes: distribution of whole numbers 0..K-1, event (P,).
         vectors: codebook e, (K, D).
 
+    Raises:
+        DataError: values of another size than the codes.
+
     References:
         Neural discrete representation learning (van den Oord et al., 2017), arXiv:1711.00937.
 
@@ -120,6 +123,9 @@ class StraightThrough(Expandable):
         encoded: h, (*, P, D).
         vectors: codebook e, (K, D).
         learned: whether the codebook is moved by the gradient of ``penalties``, not by means.
+
+    Raises:
+        DataError: encodings of another size than the codes, or no codes.
 
     References:
         Neural discrete representation learning (van den Oord et al., 2017), arXiv:1711.00937.

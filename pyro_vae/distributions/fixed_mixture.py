@@ -26,6 +26,10 @@ class FixedMixture(dist.MixtureSameFamily):
             probabilities are constants; those of 0 are none.
         component_distribution: the components, with `rsample`, batch (*, K) | event.
 
+    Raises:
+        ConfigError: an argument that is no distribution.
+        ValueError: other numbers of weights and components.
+
     Example:
         >>> parts = dist.Normal(torch.tensor([[-1.0], [1.0]]), 1.0).to_event(1)
         >>> FixedMixture(dist.Categorical(torch.ones(2)), parts).rsample((5,)).shape

@@ -23,6 +23,9 @@ class FlowGaussian(dist.TransformedDistribution):
         noise: N(0, I), batch (*) | event (Z,).
         transforms: the bijections, from noise to z.
         points: M points of white noise, shape (M | Z).
+
+    Raises:
+        ConfigError: an argument of another type.
     """
 
     def __init__(

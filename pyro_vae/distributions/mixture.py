@@ -10,9 +10,9 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from pyro_vae.arguments import typed
+from pyro_vae.arguments import shown, typed
 from pyro_vae.distributions.expandable import Expandable
-from pyro_vae.errors import DataError
+from pyro_vae.errors import ConfigError, DataError
 
 
 @typed
@@ -27,6 +27,10 @@ class Mixture(Expandable):
     Arguments:
         logits: log π up to a constant, (K,).
         components: distributions of z, batch (K) | event (Z,).
+
+    Raises:
+        ConfigError: other numbers of logits and components.
+        DataError: points of another size.
 
     Example:
         >>> parts = dist.Normal(torch.tensor([[-1.0], [1.0]]), 1.0).to_event(1)
@@ -43,6 +47,11 @@ class Mixture(Expandable):
         *,
         validate_args: bool | None = None,
     ) -> None:
+        if logits.shape != components.batch_shape or logits.dim() != 1:
+            raise ConfigError(
+                f"logits: got {shown(logits)} for components of batch shape "
+                f"{tuple(components.batch_shape)}, expected (K,) of both"
+            )
         self.logits, self.components = logits, components
         super().__init__(torch.Size(), components.event_shape, validate_args=validate_args)
 

@@ -22,6 +22,9 @@ class SquaredError(Expandable):
     Arguments:
         loc: prediction μ.
 
+    Raises:
+        ConfigError: no tensor.
+
     Example:
         >>> SquaredError(torch.tensor(1.0)).log_prob(torch.tensor(3.0))
         tensor(-4.)

@@ -148,6 +148,9 @@ class Resampled(nn.Module):
     Arguments:
         program: a trained program with `encoder`: data (*, data) -> distribution of z, event (Z,).
 
+    Raises:
+        ConfigError: the program has no encoder.
+
     References:
         Semi-supervised learning with deep generative models (Kingma et al., 2014), arXiv:1406.5298.
     """

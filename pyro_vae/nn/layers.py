@@ -35,15 +35,38 @@ def activation_layer(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
+@typed
 class BatchNorm(nn.BatchNorm1d):
     """Batch normalisation that takes a batch of one row, which has no variance, by running moments.
 
-    The last batch of an epoch may be one row. Arguments are those of `torch.nn.BatchNorm1d`.
+    The last batch of an epoch may be one row. It is a `torch.nn.BatchNorm1d`.
+
+    Arguments:
+        num_features: number C of features.
+        eps: what is added to a variance.
+        momentum: share of a batch in the running moments; None: their mean over all batches.
+        affine: whether it learns a weight and a bias.
+
+    Raises:
+        ConfigError: an argument out of its range.
 
     Example:
         >>> BatchNorm(3)(torch.ones(1, 3)).shape
         torch.Size([1, 3])
     """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+    ) -> None:
+        number("eps", eps, "[0, inf)")
+        if momentum is not None:
+            number("momentum", momentum, "[0, 1]")
+        super().__init__(positive("num_features", num_features), eps, momentum, affine)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (N, C) over N."""

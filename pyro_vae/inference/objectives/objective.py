@@ -36,6 +36,9 @@ class Update:
             is equal in all as a buffer of the objective. The history has the mean loss over the
             batches on which it was made (NaN on none), or on which another update with the same
             loss was.
+
+    Raises:
+        ConfigError: ``repeats`` below 1, or an argument of another type.
     """
 
     loss: Callable[[Joint], Tensor]

@@ -199,6 +199,9 @@ class DisARM(TermsObjective):
     α are the logits. Several stochastic layers take one pass each: the layers above are shared,
     the layer's units are an antithetic pair, the layers below are drawn for each of the two.
 
+    Raises:
+        ProgramError: at the first step: a local latent that is no Bernoulli, or none.
+
     References:
         | DisARM: An Antithetic Gradient Estimator for Binary Latent Variables (Dong et al., 2020),
           arXiv:2006.10680

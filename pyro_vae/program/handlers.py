@@ -2,7 +2,7 @@
 
 import copy
 import sys
-from collections.abc import Callable, Collection, Container, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,6 +39,12 @@ def data_frame(site: Message) -> CondIndepStackFrame | None:
         if frame.name == PLATE:
             return frame
     return None
+
+
+def have_rows(traces: Iterable[Trace], rows: int) -> bool:
+    """Return whether the plate of the data has so many rows around all sites that it holds."""
+    frames = [data_frame(site) for trace in traces for _, site in sample_sites(trace)]
+    return all(frame.size == rows for frame in frames if frame is not None)
 
 
 def sample_sites(trace: Trace) -> list[tuple[str, Message]]:

@@ -41,6 +41,7 @@ from pyro_vae.program.handlers import (
     DrawnRows,
     Message,
     data_frame,
+    have_rows,
     is_data,
     observes,
     sample_sites,
@@ -82,7 +83,7 @@ from pyro_vae.program.parameters.modules import (
 from pyro_vae.program.sites.factor_holes import about_factors
 from pyro_vae.program.sites.holes import Holes, observed_holes, of_joint_rows
 from pyro_vae.program.sites.masks import is_masked, tell_of_masks
-from pyro_vae.program.sites.numbered import LookUps, forget_plates, numbered
+from pyro_vae.program.sites.numbered import LookUps, forget_plates, numbered_pair
 from pyro_vae.program.sites.observed import Binding, Copies, bindings_of
 from pyro_vae.program.sites.plates import (
     AroundOne,
@@ -235,7 +236,7 @@ class Reader:
             checks.check_values(model, self.told)
             discovery.hold_used(lambda: self._leaves(batch))
         self._program.examples.meet(batch)
-        self.runs.plate_before, self.runs.plate_in_guide = plate.name, plate.in_guide
+        self.runs.plate_before, self.runs.plate_names = plate.name, plate.names
         sites = read_sites(model, guide, plate, bindings)
         draws_rows = sites.size is not None and bool(drawn.plates)
         frame = data_frame(model.nodes[sites.observed[0]]) if sites.observed else None
@@ -570,7 +571,7 @@ class Reader:
         return handler(model), handler(guide)
 
     def goes_by_number(self, some: Callable[[int], Batch], total: int) -> bool:
-        """Return whether the guide looks up what it has of N data by the plate's row numbers.
+        """Return whether the program looks up what it has of N data by the plate's row numbers.
 
         Arguments:
             some: Makes a batch of so many rows. It is asked for fewer than N, the last ones by
@@ -584,14 +585,18 @@ class Reader:
         rows = torch.arange(total - count, total, device=self.runs.home(few))
         seen = LookUps(rows, total)
         with suppress(DataError, ProgramError), silent():
-            plate = self._find_plate(*self.runs.once(few), few)
-            name = plate.in_guide or plate.name
-            run = numbered(self._program.functions[1], name, total, rows, any_size=True)
+            model, guide = self.runs.once(few)
+            plate = self._find_plate(model, guide, few)
+            self._show(model, guide, plate, few)
+            if not have_rows((model, guide), count):
+                return False
             args, kwargs = arguments(self.runs.as_taken(few))
-            with self.runs.quiet(few), validation(False), seen:
-                with suppress(Exception):  # it may index the few rows as well
-                    run(*args, **kwargs)
-                forget_plates(self._program.own.parts)
+            pair = numbered_pair(self._program.functions, plate.names, total, rows)
+            for run in reversed(pair):  # the guide first, as always
+                with self.runs.quiet(few), validation(False), seen:
+                    with suppress(Exception):  # it may index the few rows as well
+                        run(*args, **kwargs)
+                    forget_plates(self._program.own.parts)
         return seen.found
 
     def look(self, batch: Batch) -> tuple[Trace, Trace]:

@@ -28,7 +28,7 @@ from pyro_vae.program.batches.batch import (
 )
 from pyro_vae.program.batches.counters import looks_of
 from pyro_vae.program.batches.row_hashes import are_alike, hash_of_rows
-from pyro_vae.program.handlers import data_frame, is_data, sample_sites
+from pyro_vae.program.handlers import data_frame, have_rows, is_data, sample_sites
 from pyro_vae.program.passes import BYTES_PER_PASS, bytes_per_row, most_rows
 from pyro_vae.program.sites.masks import kept_units
 from pyro_vae.program.sites.observed import Binding
@@ -378,8 +378,7 @@ class Rows:
             traces = self._reader.look(batch)
         except (DataError, ProgramError):
             return False
-        frames = [data_frame(site) for trace in traces for _, site in sample_sites(trace)]
-        return all(frame.size == num_rows(batch) for frame in frames if frame is not None)
+        return have_rows(traces, num_rows(batch))
 
     def require_whole(self, batch: Batch, *, in_guide: bool = False) -> None:
         """Refuse a program that draws a random part of the rows it is given.

@@ -425,23 +425,23 @@ def _require_whole_batches(
     if own and isinstance(feed, LoaderFeed) and world.size == 1:
         raise ProgramError(
             f"data: got a loader, which does not say which rows its batches of {feed.batch_size} "
-            "have, and the guide has one factor per datum; give the rows as tensors, which "
+            "have, and the program has one factor per datum; give the rows as tensors, which "
             "pv.fit(..., batch_size=) deals out by their numbers, or a guide that reads the data"
         )
     if by_number and world.size == 1 and not (whole or numbered):
         raise ProgramError(
             "transform: got a function whose batches do not say which rows of the data they are, "
-            "and the guide has one factor per datum; leave it out and give the data that it makes, "
-            f"or let it have all rows at once: batch_size={feed.size}"
+            "and the program has one factor per datum; leave it out and give the data that it "
+            f"makes, or let it have all rows at once: batch_size={feed.size}"
         )
     if own and not (whole or numbered):
         on = f" on {world.size} devices" if world.size > 1 else ""
         raise ProgramError(
-            f"batch_size: got {feed.batch_size}{on}, and the guide has one factor per datum that "
-            "it does not find by the rows of a part; give it all rows, as tensors, on one device: "
-            f"batch_size={feed.size}, with a program made anew; or index its factors by the "
-            "plate (`with pyro.plate(...) as i: loc[i]`, pyro.param(..., event_dim=), AutoNormal), "
-            "or take pv.LocalGuide: these train in minibatches"
+            f"batch_size: got {feed.batch_size}{on}, and the program has one factor per datum "
+            "that it does not find by the rows of a part; give it all rows, as tensors, on one "
+            f"device: batch_size={feed.size}, with a program made anew; or index its factors by "
+            "the plate (`with pyro.plate(...) as i: loc[i]`, pyro.param(..., event_dim=), "
+            "AutoNormal), or take pv.LocalGuide: these train in minibatches"
         )
 
 

@@ -125,6 +125,41 @@ def test_a_program_of_one_row_at_a_time_has_no_factors():
     assert run.steps == N
 
 
+def of_drawn_rows(side):
+    """Weights of each row at numbers that a plate would draw: x ~ N(loc, 1), or z at a point."""
+
+    def plate(x):
+        return pyro.plate("data", N, subsample_size=len(x))
+
+    def model(x):
+        with plate(x) as i:
+            z = locs()[i] if side == "model" else pyro.sample("z", dist.Normal(0.0, 1e4))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        if side == "guide":
+            with plate(x) as i:
+                pyro.sample("z", dist.Delta(locs()[i]))
+
+    def locs():
+        return pyro.param("locs", torch.zeros(N))
+
+    return pv.Program(model, guide)
+
+
+@pytest.mark.parametrize("side", ["model", "guide"])
+def test_a_plate_that_would_draw_rows_has_those_of_the_batch(side):
+    """A step of SGD at the rate B is one of Newton for each row of a mean over B."""
+    program = of_drawn_rows(side)
+    train(program, batch_size=4, epochs=1, lr=4.0, optimizer=torch.optim.SGD, compile=False)
+    torch.testing.assert_close(parameters(program)["values.locs"], X, rtol=1e-5, atol=1e-5)
+    if side == "model":
+        best = dist.Normal(0.0, 1.0).log_prob(torch.zeros(N))
+        torch.testing.assert_close(pv.elbo(program, X, batch_size=3), best)
+    with pytest.raises(ProgramError, match=r"^data: got a loader, .* one factor per datum"):
+        train(of_drawn_rows(side), DataLoader(TensorDataset(X), batch_size=4))
+
+
 def test_rows_beside_those_of_the_factors_are_refused():
     with pytest.raises(DataError, match=r"valid: got 3 rows, expected the 8 .*factor per datum"):
         train(program_of("plain"), valid=X[:3], batch_size=N)

@@ -63,7 +63,12 @@ from pyro_vae.program.parameters.modules import (
 )
 from pyro_vae.program.sites.counts import Counts
 from pyro_vae.program.sites.masks import require_masks_of_batch
-from pyro_vae.program.sites.numbered import forget_plates, guides_remembered, numbered
+from pyro_vae.program.sites.numbered import (
+    forget_plates,
+    guides_remembered,
+    numbered,
+    numbered_pair,
+)
 from pyro_vae.program.sites.plates import find_plate, shown_canonically, with_name_in_guide
 from pyro_vae.program.told import silent
 from pyro_vae.threads import one_thread
@@ -97,7 +102,7 @@ class Runs:
     def forget(self) -> None:
         """Begin anew: model or guide has been replaced."""
         self.plate_before: str | None = None  # the data plate of the batch before
-        self.plate_in_guide: str | None = None  # its name in the guide, where that is another
+        self.plate_names = "", ""  # its names in model and guide
         self.written: dict[
             str, int
         ] = {}  # sizes of the model's plates, where the guide's are other
@@ -464,11 +469,8 @@ class Runs:
                 rows = torch.arange(num_rows(batch), device=self.home(batch))
                 model = numbered(model, name, size, rows, any_size=False)
             return model, guide
-        name, total = self.plate_before, self._program.rows.total or num_rows(batch)
-        return (
-            numbered(model, name, total, batch.rows, any_size=False),
-            numbered(guide, self.plate_in_guide or name, total, batch.rows, any_size=True),
-        )
+        total = self._program.rows.total or num_rows(batch)
+        return numbered_pair((model, guide), self.plate_names, total, batch.rows)
 
     def home(self, batch: Batch) -> torch.device:
         """Return the device of a batch, or of the program where the batch has none."""

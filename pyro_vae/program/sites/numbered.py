@@ -112,6 +112,27 @@ def numbered(
     return call
 
 
+def numbered_pair(
+    functions: tuple[Callable[..., Any], Callable[..., Any]],
+    names: tuple[str, str],
+    total: int,
+    rows: Tensor,
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return model and guide on the given rows (see ``Numbered``).
+
+    Arguments:
+        functions: Both.
+        names: Of the plate of the data in each.
+        total: N.
+        rows: Their numbers.
+    """
+    model, guide = functions
+    return (
+        numbered(model, names[0], total, rows, any_size=False),
+        numbered(guide, names[1], total, rows, any_size=True),
+    )
+
+
 class LookUps(TorchFunctionMode):
     """Notice whether a tensor of N rows, in any dimension, is indexed by the numbers of some rows.
 

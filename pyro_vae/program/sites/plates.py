@@ -33,6 +33,11 @@ class DataPlate:
     wide: bool = False
 
     @property
+    def names(self) -> tuple[str, str]:
+        """As the model calls it, and as the guide does."""
+        return self.name, self.in_guide or self.name
+
+    @property
     def canonical(self) -> bool:
         """Whether its frames are as everything behind the reader expects them."""
         as_told = self.name == PLATE and self.in_guide is None

@@ -114,11 +114,13 @@ class Checkpoint:
         generators: Sequence[Tensor] = (),
         losses: Mapping[int, Tensor] | None = None,
         moved: MovedState | None = None,
+        replaced: Mapping[int, str] | None = None,
     ) -> "Checkpoint":
         """Copy weights, optimizer states and random states (the device's and the loader's too).
 
         Of a loader's generators the states are those at the beginning of the epoch, from where its
-        batches are read anew. ``losses`` are sums over the running epoch, by update.
+        batches are read anew. ``losses`` are sums over the running epoch, by update. ``replaced``
+        are the names of parameters that the program had, by their ids (``names_of_replaced``).
 
         The history is kept as tensors: JSON would take 26 times its bytes to read.
 
@@ -142,7 +144,7 @@ class Checkpoint:
         columns = history.arrays()
         for name, column in columns.items():
             tensors[f"history.{name}"] = torch.from_numpy(column).double()
-        names, states = parameter_names(modules), []
+        names, states = {**(replaced or {}), **parameter_names(modules)}, []
         for index, optimizer in enumerate(optimizers):
             values, state = take_state(optimizer, names, f"optimizer{index}")
             tensors |= values

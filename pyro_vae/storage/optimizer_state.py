@@ -1,6 +1,6 @@
 """The state of optimizers by the names of the parameters: order and shape cannot mix it up."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -27,6 +27,28 @@ def parameter_names(modules: Mapping[str, nn.Module]) -> dict[int, str]:
         for name, parameter in module.named_parameters():
             names.setdefault(id(parameter), f"{prefix}.{name}")
     return names
+
+
+def names_of_replaced(
+    replaced: Mapping[nn.Parameter, str],
+    program: nn.Module,
+    optimizers: Iterable[torch.optim.Optimizer],
+) -> dict[int, str]:
+    """Return the names of parameters that a program had, by their ids, where a run may go on.
+
+    An optimizer that has never moved such a one goes on alike over what the program has in its
+    place at first. One that has would train on what nothing uses any more.
+
+    Arguments:
+        replaced: What no part of the program holds any longer, with its name in it.
+        program: It has others under these names.
+        optimizers: They hold the replaced ones.
+    """
+    held = {p for each in optimizers for group in each.param_groups for p in group["params"]}
+    moved = {p for each in optimizers for p in each.state}
+    now = {name for name, parameter in program.named_parameters() if parameter in held}
+    still = {p: name for p, name in replaced.items() if p not in moved and name not in now}
+    return {id(parameter): f"program.{name}" for parameter, name in still.items()}
 
 
 def take_state(

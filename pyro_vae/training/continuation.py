@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from pyro_vae.callers import of_user
 from pyro_vae.inference.objectives.objective import Objective
+from pyro_vae.program.parameters.values import listed
 from pyro_vae.program.program import Program
 from pyro_vae.storage.checkpoint import Checkpoint, Progress, read_checkpoint
 from pyro_vae.storage.history import History
 from pyro_vae.storage.moved_state import MovedState
+from pyro_vae.storage.optimizer_state import names_of_replaced
 from pyro_vae.storage.run_folder import RunFolder
 from pyro_vae.storage.save import save, state_modules
 from pyro_vae.training.averaged_weights import AveragedWeights
@@ -61,6 +63,7 @@ class Continued:
     starts: list[Tensor]
     changes: list[str]
     plain: MovedState | None
+    _told_of_replaced = False
 
     def _modules(self) -> dict[str, nn.Module]:
         """Return what has a state of its own: the program, the objective, the averaged weights."""
@@ -111,6 +114,9 @@ class Continued:
             self.starts = [generator.get_state() for generator in self.feed.generators]
         totals = self.sums.totals if self.position and self.sums else []
         losses = {index: loss for index, loss in enumerate(totals) if loss is not None}
+        replaced = self.stepper.replaced()
+        names = names_of_replaced(replaced, self.wrapped, optimizers)
+        self._tell_of_replaced({name for p, name in replaced.items() if id(p) not in names})
         return Checkpoint.take(
             modules,
             optimizers,
@@ -121,7 +127,21 @@ class Continued:
             self.starts,
             losses,
             self.plain,
+            names,
         )
+
+    def _tell_of_replaced(self, names: set[str]) -> None:
+        """Warn, once a run, of parameters for which it cannot be gone on with."""
+        if names and not self._told_of_replaced:
+            self._told_of_replaced = True
+            warnings.warn(
+                "out: this run cannot be resumed: its functions put another parameter in the "
+                f"place of {listed(sorted(n.removeprefix('parts.') for n in names))} as they run, "
+                "and an optimizer trains that too; let them write into it, with torch.no_grad(): "
+                "weight.copy_(...), or keep it in a buffer",
+                UserWarning,
+                stacklevel=of_user(),
+            )
 
     def _write(self) -> None:
         if self.writes is not None and self.checkpoint is not None:

@@ -86,6 +86,7 @@ class Stepper:
         self.trained = [[p for p in u.parameters if p not in still] for u in self.updates]
         program.own.late.begin(p for trained in self.trained for p in trained)
         self._known = {id(p): p for p in program.parameters()}
+        self._names = {p: name for name, p in program.named_parameters()}  # whatever comes later
         make_dense(p for trained in self.trained for p in trained)
         self._check_trained()
         self.optimizers = [
@@ -160,6 +161,7 @@ class Stepper:
         """
         self._version = self.program.own.version
         self._known = {id(p): p for p in self.program.parameters()}
+        self._names |= {p: name for name, p in self.program.named_parameters()}
         still = self.program.own.untrained
         for index, update in enumerate(self._objective.updates(self.program)):
             known = {*self.trained[index]} | still
@@ -177,6 +179,13 @@ class Stepper:
                 compiled.step.forget_parts()
         self._homes = self._find_buffers()
         self._direct = self._find_direct()
+
+    def replaced(self) -> dict[nn.Parameter, str]:
+        """Return the names of trained parameters in whose place the functions have put others."""
+        now = dict(self.program.named_parameters())
+        here, every = set(now.values()), [p for trained in self.trained for p in trained]
+        gone = {p: self._names[p] for p in every if p in self._names and p not in here}
+        return {parameter: name for parameter, name in gone.items() if name in now}
 
     def admit(self, *, met: bool) -> None:
         """Train values that were withheld, equal in all processes, behind all others.

@@ -4,6 +4,13 @@ from planted_bugs.bug import Bug
 
 BUGS = [
     Bug(
+        "a codebook of running means that looks have moved",
+        "program/memory/own_state.py",
+        "            found |= {id(value), id(other)} if value.shape == other.shape else set()\n",
+        "            pass\n",
+        "tests/storage/test_replaced_weights.py::test_looks_leave_such_a_weight_as_it_was",
+    ),
+    Bug(
         "starting values in functions that nothing has read since a load",
         "program/program.py",
         "as_new_if_refused(self), Arrivals(self.own).giving():",

@@ -10,7 +10,7 @@ from array import array
 from collections import deque
 from multiprocessing.sharedctypes import SynchronizedBase
 from operator import is_
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -36,6 +36,11 @@ def is_weight(value: Any) -> bool:
     if is_lazy(value):
         return isinstance(value, UninitializedParameter)
     return isinstance(value, nn.Parameter) or (value.requires_grad and value.is_leaf)
+
+
+def is_made_weight(value: Any) -> TypeGuard[nn.Parameter]:
+    """Return whether a value is a parameter that has a shape."""
+    return is_weight(value) and isinstance(value, nn.Parameter) and not is_lazy(value)
 
 
 def is_state(value: Tensor) -> bool:

@@ -15,6 +15,7 @@ from pyro_vae.program.memory.contents import (
     content_given,
     content_of,
     is_as_before,
+    is_made_weight,
     is_state,
     is_weight,
     version,
@@ -34,7 +35,7 @@ from pyro_vae.program.memory.iterators import (
 )
 from pyro_vae.program.memory.noise import Noise
 from pyro_vae.program.memory.uses import WEIGHTS, address_of, noting_uses
-from pyro_vae.program.memory.value_places import Names, homes_of, moved_since, numbers_moved
+from pyro_vae.program.memory.value_places import Names, State, homes_of, moved_since, numbers_moved
 from pyro_vae.program.parameters.object_graph import holders
 
 
@@ -256,17 +257,28 @@ class Moment:
         """Return whether networks or weights are others than at this moment."""
         if not trained and not all(map(is_as_before, self._all.weights, self._versions)):
             return True
-        gone = [v for _, (_, now), (_, was) in others for v in was if not any(v is w for w in now)]
         if any(isinstance(h, Names) and h.prepared(now, was) for h, now, was in others):
             return True
-        known = self._all.built
-        if any(id(value) in known for value in gone):
+        known, swapped = self._all.built, set[int]().union(*(_swapped(*o[1:]) for o in others))
+        gone = [v for _, (_, now), (_, was) in others for v in was if not any(v is w for w in now)]
+        if any(id(value) in known - swapped for value in gone):
             return True
         new = [v for _, (_, now), (_, was) in others for v in now if not any(v is w for w in was)]
         made = _Holders([*holders(*new), *new])
         others_made = map(record_of, stand_ins(new))
         self.numbers |= {each.name for each in (*made.retold, *others_made)}
-        return not made.built | {id(v) for v in new if is_weight(v)} <= known
+        built = made.built | {id(value) for value in new if is_weight(value)}
+        return not built - swapped <= known
+
+
+def _swapped(now: State, was: State) -> set[int]:
+    """Return the ids of weights, alike, one of which a call has put in the place of the other."""
+    before, found = dict(zip(*was, strict=False)), set[int]()
+    for key, value in zip(*now, strict=False):
+        other = before.get(key)
+        if other is not value and is_made_weight(value) and is_made_weight(other):
+            found |= {id(value), id(other)} if value.shape == other.shape else set()
+    return found
 
 
 def _put(content: Any, copy: Any) -> None:

@@ -24,7 +24,7 @@ MANY = 1 << 14  # entries of a container: longer ones are data
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) | {PROGRAM}
 _DICTS = (dict, defaultdict, Counter, OrderedDict)
 _CODE = (FunctionType, staticmethod, classmethod, property)
-_State = tuple[tuple[Any, ...], tuple[Any, ...]]  # keys and values
+State = tuple[tuple[Any, ...], tuple[Any, ...]]  # keys and values
 
 
 def _are(one: tuple[Any, ...], two: tuple[Any, ...]) -> bool:
@@ -46,7 +46,7 @@ class Home:
         """Whose the values are."""
         return self._owner
 
-    def state(self) -> _State:
+    def state(self) -> State:
         """Return keys and values."""
         raise NotImplementedError
 
@@ -54,11 +54,11 @@ class Home:
         """Set them as a state has them."""
         raise NotImplementedError
 
-    def same(self, one: _State, two: _State) -> bool:
+    def same(self, one: State, two: State) -> bool:
         """Return whether two states hold the same things."""
         return _are(one[0], two[0]) and _are(one[1], two[1])
 
-    def stands(self, state: _State) -> bool:
+    def stands(self, state: State) -> bool:
         """Return whether a state is the one that it has now."""
         return self.same(self.state(), state)
 
@@ -90,12 +90,12 @@ class Names(Home):
         super().__init__(owner)
         self._names, self._libraries, self._others = names, libraries, _OF_EVERY_MODULE | without
 
-    def prepared(self, one: _State, two: _State) -> bool:
+    def prepared(self, one: State, two: State) -> bool:
         """Return whether what library code writes differs between two states."""
         mine, its = (dict(zip(*state, strict=True)) for state in (one, two))
         return any(mine.get(name) is not its.get(name) for name in self._libraries)
 
-    def state(self) -> _State:
+    def state(self) -> State:
         if self._names is not None:
             keys = tuple(name for name in self._names if name in self._owner)
         else:
@@ -112,10 +112,10 @@ class Names(Home):
 class _Entries(Home):
     """The entries of a dictionary."""
 
-    def state(self) -> _State:
+    def state(self) -> State:
         return tuple(self._owner), tuple(self._owner.values())
 
-    def stands(self, state: _State) -> bool:
+    def stands(self, state: State) -> bool:
         # Most places are tables of a module with nothing in them, and are asked at each look.
         return not state[0] if not self._owner else super().stands(state)
 
@@ -134,7 +134,7 @@ class _Entries(Home):
 class _Objects(Home):
     """The items of an array of objects."""
 
-    def state(self) -> _State:
+    def state(self) -> State:
         return (), tuple(self._owner.ravel().tolist())
 
     def put(self, _: tuple[Any, ...], values: tuple[Any, ...]) -> None:
@@ -145,7 +145,7 @@ class _Objects(Home):
 class _Items(Home):
     """The items of a list, a deque or a bytearray."""
 
-    def state(self) -> _State:
+    def state(self) -> State:
         return (), tuple(self._owner)
 
     def put(self, _: tuple[Any, ...], values: tuple[Any, ...]) -> None:
@@ -156,10 +156,10 @@ class _Items(Home):
 class _Members(Home):
     """The members of a set."""
 
-    def state(self) -> _State:
+    def state(self) -> State:
         return (), tuple(self._owner)
 
-    def same(self, one: _State, two: _State) -> bool:
+    def same(self, one: State, two: State) -> bool:
         return super().same(one, two) or {*map(id, one[1])} == {*map(id, two[1])}
 
     def put(self, _: tuple[Any, ...], values: tuple[Any, ...]) -> None:
@@ -170,7 +170,7 @@ class _Members(Home):
 class _Cell(Home):
     """A variable of a closure."""
 
-    def state(self) -> _State:
+    def state(self) -> State:
         try:
             return (), (self._owner.cell_contents,)
         except ValueError:  # still empty
@@ -186,7 +186,7 @@ class _Cell(Home):
 class _Bound(Home):
     """The arguments of a ``functools.partial``."""
 
-    def state(self) -> _State:
+    def state(self) -> State:
         keywords = self._owner.keywords
         return tuple(keywords), (self._owner.func, *self._owner.args, *keywords.values())
 
@@ -205,7 +205,7 @@ def cached(function: Any) -> dict[Any, Any]:
 class _Cache(Home):
     """What ``functools.lru_cache`` keeps: what has come since is taken away."""
 
-    def state(self) -> _State:
+    def state(self) -> State:
         table = cached(self._owner)
         return tuple(table), tuple(table.values())
 
@@ -223,7 +223,7 @@ class _Cache(Home):
 class _Context(Home):
     """The value of a ``ContextVar``."""
 
-    def state(self) -> _State:
+    def state(self) -> State:
         value = self._owner.get(PROGRAM)
         return (), () if value is PROGRAM else (value,)
 
@@ -244,7 +244,7 @@ class _Slots(Home):
         super().__init__(owner)
         self._names = names
 
-    def state(self) -> _State:
+    def state(self) -> State:
         found = [name for name in self._names if hasattr(self._owner, name)]
         return tuple(found), tuple(getattr(self._owner, name) for name in found)
 
@@ -258,7 +258,7 @@ class _Slots(Home):
 class _OfClass(Home):
     """What a class holds that is no code."""
 
-    def state(self) -> _State:
+    def state(self) -> State:
         found = {
             name: value
             for name, value in vars(self._owner).items()
@@ -276,7 +276,7 @@ class _OfClass(Home):
                 setattr(self._owner, name, value)
 
 
-def numbers_moved(now: _State, before: _State) -> set[str]:
+def numbers_moved(now: State, before: State) -> set[str]:
     """Return the names under which numbers of two states of one place differ."""
     one, two = (
         dict(zip(keys if len(keys) == len(values) else range(len(values)), values, strict=True))
@@ -290,7 +290,7 @@ def numbers_moved(now: _State, before: _State) -> set[str]:
     }
 
 
-def moved_since(current: _State, before: _State, after: _State) -> _State:
+def moved_since(current: State, before: State, after: State) -> State:
     """Return the current state of a place with what differs between two others as after it."""
     if any(len(keys) != len(values) for keys, values in (current, before, after)):
         return after  # a list, say, as a whole

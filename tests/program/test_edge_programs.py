@@ -757,3 +757,28 @@ def test_what_a_guide_observes_as_auxiliary_is_taken_off_the_bound_alone():
     loss = Trace_ELBO().loss(model, guide, x, t)
     assert loss == pytest.approx(-float((exact - taken_off).sum()), rel=1e-6)
     torch.testing.assert_close(pv.log_likelihood(program, (x, t)).log_prob, exact)
+
+
+@pytest.mark.parametrize(
+    ("build", "dims", "told"),
+    [
+        (lambda z: dist.Normal(z, 1.0), 2, r"write \.to_event\(1\)"),
+        (lambda z: dist.Normal(z, 1.0).mask(z < 9), 2, r"write \.to_event\(1\)"),
+        (lambda z: dist.MultivariateNormal(z, torch.eye(2)), 1, "leave it out"),
+    ],
+)
+def test_an_event_that_has_the_rows_of_the_plate_is_told_of_as_such(build, dims, told):
+    """Such data were called one datum, for want of a dimension that they have."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", build(z).to_event(dims), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.7).to_event(1))
+
+    whole = rf"\.to_event\({dims}\) makes all 5 rows one event, .*: {told}; if this is one datum"
+    with pytest.raises(DataError, match=r"'x': got shape \(5, 2\).*" + whole):
+        pv.elbo(pv.Program(model, guide), torch.randn(5, 2))

@@ -115,6 +115,7 @@ class Holes:
             name
             for name, each in cells.items()
             if not (placed[name] or (each.is_in(filled) and each.stays(moved[name])))
+            and not any(map(each.holds_just, lacks.values()))
         }
         late = bool(others) and not self._is_time(lacks)
         if others and not late:

@@ -39,6 +39,18 @@ class Cells(NamedTuple):
         """Return whether none of what counts is another number where holes are filled in."""
         return not bool((self.kept & (moved | differ(self.value, self.filled))).any())
 
+    def holds_just(self, seen: Tensor) -> bool:
+        """Return whether what counts are the numbers of an argument, each once, in any order.
+
+        So is what is sorted. Of whole numbers another may be equal by chance.
+        """
+        counts, rows = by_row(self.value), by_row(seen)
+        if counts.shape != rows.shape or bool((rows == rows.round()).any()):
+            return False
+        pairs = (counts, ~by_row(self.kept)), (rows.to(counts), rows.isnan())
+        one, other = (each.masked_fill(out, torch.inf).sort(-1).values for each, out in pairs)
+        return torch.equal(one, other)
+
     @property
     def opened(self) -> Tensor:
         """Which cells count where nothing is missing, and else do not."""

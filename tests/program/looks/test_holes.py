@@ -565,6 +565,21 @@ def test_totals_of_what_is_seen_are_no_holes():
     assert told_of(model, rows)[0] == []
 
 
+def test_sorted_numbers_are_no_holes_where_the_last_ones_are_left_out():
+    """A number that is filled in may stand where another one stood, which moves on by a place."""
+    torch.manual_seed(0)
+    x = torch.randn(100, 5)
+    x[torch.rand(x.shape) < 0.25] = math.nan
+
+    def ordered(x):
+        return x.sort(-1).values.nan_to_num()
+
+    assert told_of(cells_of(ordered, lambda x: ~x.sort(-1).values.isnan()), x)[0] == []
+    for wrong in (exact_seen, all_seen):
+        (found,) = told_of(cells_of(ordered, wrong), x)[0]
+        assert "scores cells that are NaN" in found
+
+
 def shifted(x):
     return exact_seen(x).roll(1, 1)
 

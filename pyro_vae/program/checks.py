@@ -222,9 +222,10 @@ def check_shape(name: str, site: Message) -> None:
     if value.shape != fn.batch_shape + fn.event_shape and not is_open_chain(fn, value):
         if value.shape == fn.event_shape:
             of_batch = ", ".join(map(str, ("B", *fn.event_shape)))
-            way_out = _without_rows(fn) or "this is one datum: pass x[None] for a batch of one"
+            ways = ["this is one datum: pass x[None] for a batch of one", *_without_rows(fn)]
+            told = "; or ".join(ways if value.dim() == 1 else reversed(ways))
             raise DataError(
-                f"site {name!r}: got shape {tuple(value.shape)}, expected ({of_batch}); {way_out}"
+                f"site {name!r}: got shape {tuple(value.shape)}, expected ({of_batch}); {told}"
             )
         way_out = "give data of this shape, or build the networks of the model for theirs"
         plates = [frame for frame in site["cond_indep_stack"] if frame.dim is not None]
@@ -239,22 +240,22 @@ def check_shape(name: str, site: Message) -> None:
         )
 
 
-def _without_rows(fn: Any) -> str:
+def _without_rows(fn: Any) -> list[str]:
     """Return what to do where an event has the rows of the data in it; nothing where it has not.
 
     The plate has then repeated one event for each row. One row alone has a density in each of as
-    many rows as it has numbers, which differ.
+    many rows as it has numbers, which differ where latents make them.
     """
     base, shape = innermost(fn), fn.shape()
     made = len(fn.event_shape) - len(base.event_shape)  # by .to_event
     full = [p for p in vars(base).values() if isinstance(p, Tensor) and p.dim() == len(shape)]
     if not made or fn.batch_shape != fn.event_shape[:1] or any(each.stride(0) for each in full):
-        return ""
+        return []
     way_out = f"write .to_event({made - 1})" if made > 1 else "leave it out"
-    return (
+    return [
         f".to_event({made}) makes all {shape[0]} rows one event, which the plate around it repeats "
-        f"for each row: {way_out}; if this is one datum, pass x[None]"
-    )
+        f"for each row: {way_out}"
+    ]
 
 
 def is_unchecked(site: Message) -> bool:

@@ -779,6 +779,6 @@ def test_an_event_that_has_the_rows_of_the_plate_is_told_of_as_such(build, dims,
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x / 2, 0.7).to_event(1))
 
-    whole = rf"\.to_event\({dims}\) makes all 5 rows one event, .*: {told}; if this is one datum"
+    whole = rf"\.to_event\({dims}\) makes all 5 rows one event, .*: {told}; or this is one datum"
     with pytest.raises(DataError, match=r"'x': got shape \(5, 2\).*" + whole):
         pv.elbo(pv.Program(model, guide), torch.randn(5, 2))

@@ -41,8 +41,8 @@ _AVERAGES = f"values.{AVERAGES}"
 _KEPT = "kept"  # values that the first batch does not ask for
 _SINCE_BEST = "since_best"  # parts that have come after the best epoch
 _BY_OTHERS = (
-    ", or, of networks and tensors that other data have made, let a new program read the data "
-    "that the run's had met before it goes on: program.read(rows)"
+    ", or, of networks and tensors that other data have made, let a new program run on the data "
+    "that the run's had met before it goes on: pv.elbo(program, rows) of each kind of them"
 )
 OLDER = "checkpoint-before"  # the one before it, should the newer be damaged
 

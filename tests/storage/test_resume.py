@@ -765,9 +765,11 @@ def test_a_network_that_other_data_have_made_is_made_before_the_run_goes_on(tmp_
     pv.elbo(program, (X, X[:, 0]))
     pv.fit(program, X, out=tmp_path, **BASE)
     other = build()
-    with pytest.raises(CheckpointError, match=r"unexpected .* made, let .* program\.read\(rows\)"):
+    with pytest.raises(
+        CheckpointError, match=r"unexpected .* made, let .* pv\.elbo\(program, rows\)"
+    ):
         pv.fit(other, X, out=tmp_path, resume=True, **BASE)
-    other.read((X, X[:, 0]))
+    pv.elbo(other, (X, X[:, 0]))
     pv.fit(other, X, out=tmp_path, resume=True, **BASE)
     assert same(weights(other), weights(program))
 
@@ -791,10 +793,13 @@ def test_a_network_that_a_batch_of_the_run_has_made_goes_on_once_it_is_there(tmp
     settings = {"seed": 0, "progress": False, "lr": 0.02}
     whole = weights(pv.fit(build(), data, epochs=3, **settings).program)
     pv.fit(build(), data, epochs=1, out=tmp_path, **settings)
-    with pytest.raises(CheckpointError, match=r"unexpected .* made, let .* program\.read\(rows\)"):
+    with pytest.raises(
+        CheckpointError, match=r"unexpected .* made, let .* pv\.elbo\(program, rows\)"
+    ):
         pv.fit(build(), data, epochs=3, out=tmp_path, resume=True, **settings)
     other = build()
-    other.read(HIGH)
+    for rows in (LOW, HIGH):  # of one layout
+        pv.elbo(other, rows)
     pv.fit(other, data, epochs=3, out=tmp_path, resume=True, **settings)
     assert same(weights(other), whole)
 

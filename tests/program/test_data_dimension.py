@@ -7,9 +7,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 from objective_table import AnySize
+from pyro.infer.autoguide import AutoNormal, init_to_feasible
 from torch import nn
 
 import pyro_vae as pv
+from pyro_vae.errors import DataError
 
 torch.manual_seed(41)
 X = torch.randn(6, 3, dtype=torch.float64)
@@ -241,3 +243,36 @@ def test_a_number_beside_the_data_tells_nothing_of_their_rows():
 
     with pytest.warns(UserWarning, match=r"4 of plate 'words'.*dim=1"):
         assert len(pv.elbo(pv.Program(model, guide), (torch.randn(4, 9), torch.tensor(2.0)))) == 4
+
+
+def batches_of(inner, *, units=False):
+    """A mean of each row, and samples in a plate inside; with a weight of each sample or not."""
+
+    def model(y):
+        batches = pyro.plate("batches", len(y), dim=-2)
+        weights = pyro.plate(inner, y.shape[1], dim=-1)
+        with batches:
+            mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        if units:
+            with weights:
+                mean = mean + pyro.sample("weight", dist.Normal(0.0, 1.0))
+        with batches, weights:
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    return pv.Program(model, AutoNormal(model, init_loc_fn=init_to_feasible))
+
+
+def test_units_of_a_row_may_stand_in_a_plate_called_data():
+    """The plate of the rows is told by its size, where no latent stands in the other alone."""
+    y, answers = torch.randn(6, 5), []
+    for inner in ("data", "samples"):
+        program = batches_of(inner)
+        torch.manual_seed(2)
+        pv.fit(program, y, epochs=1, batch_size=3, compile=False, progress=False)
+        torch.manual_seed(2)
+        answers.append((pv.elbo(program, y), pv.encode(program, y), pv.generate(program, 6)))
+    assert answers[0][0].shape == (6,)
+    for found, expected in zip(*answers, strict=True):
+        assert torch.equal(found, expected)
+    with pytest.raises(DataError, match=r"plate 'data' has 5 rows, the batch 6; .*plate='batches'"):
+        pv.elbo(batches_of("data", units=True), y)

@@ -137,7 +137,8 @@ def find_plate(model: Trace, rows: int, wanted: str | None, before: str | None =
 
     It encloses an observed site, or a factor where none is observed, and its rows are those of the
     batch: the one that is asked for, else one called ``"data"``, else the only candidate, whatever
-    its name and dimension.
+    its name and dimension. A plate of another size that stands inside a candidate holds units of
+    each row, though it is called ``"data"``.
 
     Arguments:
         model: As the program's own functions left it.
@@ -163,8 +164,9 @@ def find_plate(model: Trace, rows: int, wanted: str | None, before: str | None =
             f"plate: got {wanted!r}, expected a plate around an observed site, one of "
             f"{sorted(frames)}"
         )
-    name = wanted or next((known for known in (before, PLATE) if known in frames), None)
-    if name is None:
+    likely = [name for name in (before, PLATE) if name in frames]
+    name = wanted or next(iter(likely), None)
+    if name is None or (name not in (wanted, before) and _holds_units(model, name, rows)):
         fitting = [n for n, f in around.items() if f.size == -1 or rows in (f.size, f.full_size)]
         if fitting and set(fitting) <= set(loops):
             raise NoDataPlate(f"plate {fitting[0]!r} is a loop")
@@ -178,6 +180,24 @@ def find_plate(model: Trace, rows: int, wanted: str | None, before: str | None =
             f"dimension of each tensor is the datum{''.join(ways[:1])}"
         )
     return DataPlate(name, frame.dim, sized=frame.size != -1)
+
+
+def _holds_units(model: Trace, name: str, rows: int) -> bool:
+    """Return whether all in a plate of another size than the batch stands in one of its rows too.
+
+    Arguments:
+        model: As the program's own functions left it.
+        name: The plate's.
+        rows: B.
+    """
+    stacks = [site["cond_indep_stack"] for _, site in sample_sites(model)]
+    held = [{frame.name: frame for frame in stack} for stack in stacks]
+    held = [frames for frames in held if name in frames]
+    own = held[0][name]
+    if own.size in (-1, rows) or own.full_size != own.size:
+        return False
+    fits = (any(f.size == rows and f.dim is not None for f in each.values()) for each in held)
+    return all(fits)
 
 
 def plate_around(model: Trace, plate: DataPlate) -> CondIndepStackFrame | None:

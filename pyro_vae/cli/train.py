@@ -155,7 +155,11 @@ def train(
     if resume:
         check_words(folder, words)
     train, size = loaded.batches(batch_size)
-    with _told_of_data(model, asked["data"]), _recorded_at_the_latest(model, folder, write):
+    with (
+        _told_of_edits(),
+        _told_of_data(model, asked["data"]),
+        _recorded_at_the_latest(model, folder, write),
+    ):
         run = pv.fit(
             program,
             train,
@@ -240,6 +244,16 @@ def _told_of_data(model: str, data: str) -> Iterator[None]:
             if names:
                 raise DataError(f"{error}; {data} has empty cells in {', '.join(names)}") from error
         raise
+
+
+@contextmanager
+def _told_of_edits() -> Iterator[None]:
+    """Say in words of the shell how a run goes on whose settings or code are others now."""
+    try:
+        yield
+    except ConfigError as error:
+        told = str(error).replace("resume='settings'", "--resume settings")
+        raise ConfigError(told.replace("architecture.", "")) from error
 
 
 @contextmanager

@@ -17,6 +17,7 @@ RENEWABLE = {
     "valid",
     "architecture",
 }
+_EDITED = "with other code, or other numbers in it: edited since"
 _ABSENT = ("accumulate", "reduce_dtype")  # where they do nothing
 _LIKE_LR = {"lr", "scheduled_lr", "schedule"}
 
@@ -43,7 +44,9 @@ def check_settings(
     if kept:
         remedy = "resume with the settings that started the run, or choose another folder"
         if not renew and all(not lines or name in RENEWABLE for name, lines in found.items()):
-            remedy = "resume with the settings that started the run, or resume='settings'"
+            edited = all(line.endswith(_EDITED) for line in kept)
+            with_it = "with it as it was" if edited else "with the settings that started the run"
+            remedy = f"resume {with_it}, or go on as it is now by resume='settings'"
         raise ConfigError(f"resume: {where} has {'; '.join(kept[:12])}; {remedy}")
     return [line for lines in found.values() for line in lines]
 
@@ -64,7 +67,10 @@ def differences(before: Any, now: Any, name: str) -> Iterator[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         for key in dict.fromkeys([*before, *now]):
             # Byte code is another in each version of Python: compared within one.
-            if not key.startswith("python ") or (key in before and key in now):
+            if key.startswith("python "):
+                if key in before and key in now and before[key] != now[key]:
+                    yield f"{name} {_EDITED}"
+            else:
                 yield from differences(before.get(key), now.get(key), f"{name}.{key}")
     elif _nested(before) and _nested(now) and len(before) == len(now):
         for index, pair in enumerate(zip(before, now, strict=True)):

@@ -1,6 +1,7 @@
 """Reading a saved program back."""
 
 import os
+import shlex
 import tempfile
 import warnings
 from collections.abc import Collection, Mapping
@@ -21,6 +22,7 @@ from pyro_vae.program.parameters.value_types import is_wider, tell_of_rounding
 from pyro_vae.program.program import Program
 from pyro_vae.storage.budget import Budget
 from pyro_vae.storage.bundle import bundle_path, check_state, read_bundle
+from pyro_vae.storage.checkpoint import has_checkpoint
 from pyro_vae.storage.hub import ADDRESS, fetched
 from pyro_vae.storage.paths import local_path
 from pyro_vae.storage.plain_state import tell_of_plain_state
@@ -75,6 +77,13 @@ def load(
 
 def _load(folder: Path, into: Any, device: str | torch.device) -> Any:
     where = str(bundle_path(folder, NAME))
+    if has_checkpoint(folder) and not bundle_path(folder, NAME).exists():
+        name = shlex.quote(str(folder))
+        raise CheckpointError(
+            f"{where}: no such file, but a checkpoint beside it: the run has not come to its end, "
+            "which writes the program; go on by pv.fit(..., resume=True), or "
+            f"pyro-vae train --resume true --out {name}"
+        )
     if into is None:
         home = resolve_device(device)
         tensors, meta = read_bundle(folder, NAME, home)

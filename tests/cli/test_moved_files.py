@@ -265,7 +265,11 @@ def test_a_run_goes_on_from_any_directory_with_its_files(capsys, folder, place, 
     Path("own.py").write_text(OTHER)
     line = "train own.py:Clicks --data counts.npz --out a --resume"
     assert run(line, "true", *each, "3") == 2  # its code is other code
-    capsys.readouterr()
+    err = told(capsys)
+    assert (
+        "model with other code, or other numbers in it: edited since" in err and "python" not in err
+    )
+    assert "or go on as it is now by --resume settings\n" in err
     assert run(line, "settings", *each, "3") == 0
     assert "own.py is not what the run in a was trained with, and it is read as it is now" in told(
         capsys

@@ -354,6 +354,15 @@ def test_a_config_is_printed_and_read(capsys):
     assert json.loads(Path("run/train.json").read_text())["model"] == "own.py:Clicks"
 
 
+def test_a_run_that_was_killed_says_how_it_goes_on(capsys):
+    own = "own.py:Clicks --data counts.npz --checkpoint_every 1 --epochs 1"
+    assert run(f"train {own} --out", "a b") == 0
+    Path("a b/program.safetensors").unlink()  # which is written last
+    assert run("evaluate", "a b") == 2
+    err = capsys.readouterr().err
+    assert "the run has not come to its end" in err and "--resume true --out 'a b'\n" in err
+
+
 @pytest.mark.filterwarnings("default:refine")
 def test_a_report_leaves_out_what_is_of_weights_before_the_run_went_on(capsys):
     few = "--rows 1 --num_draws 4 --warmup 4"

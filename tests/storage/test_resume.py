@@ -246,7 +246,11 @@ DIFFERENCES = {
     ),
     "KL weight": ({"beta": lambda t: t}, {"beta": lambda t: t * t}, r"beta\.schedule"),
     "transform": ({"transform": noisy}, {"transform": halved}, r"transform\.name"),
-    "held number": ({"transform": scaled(0.5)}, {"transform": scaled(0.75)}, r"transform\.python"),
+    "held number": (
+        {"transform": scaled(0.5)},
+        {"transform": scaled(0.75)},
+        r"transform with other code, or other numbers",
+    ),
     "betas": (
         {"optimizer": functools.partial(torch.optim.Adam, lr=1e-3), "lr": None},
         {"optimizer": functools.partial(torch.optim.Adam, lr=1e-3, betas=(0.5, 0.9))},
@@ -885,3 +889,38 @@ def test_packed_sequences_alone_are_judged_as_rows():
 
     found = pv.diagnose(pv.Program(model, guide), pack_sequence([X[0], X[1], X[2, :3]]))
     assert found.information.rows == 3
+
+
+class Point(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(()))
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(self.loc, 1.0), obs=x)
+
+    def guide(self, x):
+        pass
+
+
+class Edited(Point):
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(self.loc + 1.0, 1.0), obs=x)
+
+    model.__qualname__ = Point.model.__qualname__
+
+
+Edited.__name__ = "Point"  # as it is called in its file
+
+
+def test_code_that_was_edited_is_told_in_words(tmp_path):
+    x = torch.arange(6.0)
+    settings = {"out": tmp_path / "a", "checkpoint_every": 1, "progress": False}
+    pv.fit(Point(), x, epochs=1, **settings)
+    with pytest.raises(ConfigError) as refused:
+        pv.fit(Edited(), x, epochs=2, resume=True, **settings)
+    told = "architecture.model with other code, or other numbers in it: edited since; resume with it as it was"
+    assert f"{told}, or go on as it is now by resume='settings'" in str(refused.value)
+    pv.fit(Edited(), x, epochs=2, resume="settings", **settings)

@@ -33,6 +33,7 @@ from pyro_vae.cli import (
     topic_report,
     train,
 )
+from pyro_vae.cli.options import in_small
 from pyro_vae.cli.own_program import imports_apart
 from pyro_vae.cli.report import complain, say, warn
 from pyro_vae.cli.runs import SETTINGS, nothing_to_go_on_with, read_settings
@@ -219,8 +220,15 @@ def _wrong_kind(message: str) -> str | None:
     key, kind, value, kinds, given = found.groups()
     words = [text for sign, text in _KINDS.items() if sign in (kind or kinds)]
     literal = re.search(r"typing\.Literal\[([^\]]*)\]", kind or kinds)
-    words += [f"one of {literal[1]}"] if literal else []
+    words += [f"one of {_each_once(literal[1])}"] if literal else []
     return f"{key}: got {value or given!r}, expected {' or '.join(words)}" if words else None
+
+
+def _each_once(choices: str) -> str:
+    """Return choices without the small letters of those that are names of classes, too."""
+    names = choices.split(", ")
+    classes = {in_small(name.strip("'")) for name in names if name != name.lower()}
+    return ", ".join(name for name in names if name.strip("'") not in classes)
 
 
 def _told_of(function: Callable[..., None], name: str) -> dict[str, Any]:

@@ -177,6 +177,7 @@ def load_data(settings: dict[str, Any], *, whole: bool = False) -> DataSet:
         arrays = arrays if own else arrays.in_floats()
         return DataSet(arrays, settings.get("network", "mlp"), whole=True)
     files = " or a file " + " or ".join(suffixes) if suffixes else ""
+    files += ", or a folder of images" if kind == "images" else ""
     known = (", ".join(SETS[kind]) + files).removeprefix(" or ")
     if any(name in names for names in SETS.values()):
         raise ConfigError(

@@ -1,5 +1,6 @@
 """``pyro-vae demo``: one small run from data to pictures."""
 
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def demo(
     say("  the model        config.json and program.safetensors")
     say("\nNext:")
     say(f'  python -c "import pyro_vae as pv; print(pv.load({str(folder)!r}))"')
-    say(f"  pyro-vae generate {folder} -n 100")
+    say(f"  pyro-vae generate {shlex.quote(str(folder))} -n 100")
     say("  pyro-vae train --data mnist --latent_dim 20 --epochs 20")
     if events:
         say(f"  tensorboard --logdir {folder.parent}")

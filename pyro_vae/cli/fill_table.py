@@ -42,8 +42,8 @@ def impute(
     program, settings = open_run(run, device)
     if kind_of(settings["model"]) != "tables":
         raise ConfigError(
-            f"{run}: got a {settings['model']}, expected a TableVAE; others are asked in Python, "
-            "pv.impute(program, data)"
+            f"{run}: got a run of {settings['model']}, expected one of TableVAE; others are "
+            "asked in Python, pv.impute(program, data)"
         )
     frame = read_table(Path(settings["data"] if table is None else table))
     torch.manual_seed(seed)

@@ -1,5 +1,6 @@
 """The program that the settings of a run ask for."""
 
+import difflib
 import inspect
 from contextlib import suppress
 from functools import partial
@@ -19,7 +20,8 @@ def check_options(settings: dict[str, Any]) -> None:
     """Raise `ConfigError` for an option that the model of a run lacks: before data are loaded."""
     model, kind = settings["model"], kind_of(settings["model"])
     if model not in MODELS and not is_own(model):
-        meant = [name for name in MODELS if name.lower() == model.lower()]
+        small = {name.lower(): name for name in MODELS}
+        meant = [small[name] for name in difflib.get_close_matches(model.lower(), small, n=1)]
         raise ConfigError(
             f"model: got {model!r}, expected FILE.py:NAME or one of {', '.join(MODELS)}"
             + "".join(f"; did you mean {name}?" for name in meant)

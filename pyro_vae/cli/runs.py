@@ -3,7 +3,8 @@
 import json
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -38,12 +39,28 @@ _FIGURES = "and results are those of the program as it is now"
 
 
 def fresh_folder(folder: Path) -> Path:
-    """Return the folder, or the first of folder-2, folder-3, ... that does not exist."""
+    """Make the folder, or the first of folder-2, folder-3, ... that does not exist; return it.
+
+    It is made at once: of two commands that look for one, each gets its own.
+    """
     number, path = 1, folder
-    while path.exists():
+    while True:
+        with suppress(FileExistsError):
+            path.mkdir(parents=True)
+            return path
         number += 1
         path = folder.with_name(f"{folder.name}-{number}")
-    return path
+
+
+@contextmanager
+def removed_if_empty(folder: Path | None) -> Iterator[None]:
+    """Leave no folder behind in which a command has written nothing; None is no folder."""
+    try:
+        yield
+    finally:
+        if folder is not None:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def record(
@@ -349,14 +366,20 @@ def require_files(run: str, settings: dict[str, Any]) -> None:
         run: run folder.
         settings: what `settings_of` returned.
     """
-    folder, data, model = Path(run), str(settings["data"]), settings["model"]
+    folder, model = Path(run), settings["model"]
+    _require_data(folder, settings)
+    if is_own(model):
+        _require_program(recalled(folder, "program", parted(model)[0]), model)
+
+
+def _require_data(folder: Path, settings: dict[str, Any]) -> None:
+    """Raise `ConfigError` where the file of the data of a run is nowhere."""
+    data = str(settings["data"])
     if is_file(settings, data) and not is_readable(data):
         raise ConfigError(
             f"{data}: no such file or folder; name once where the data of the run in {folder} lie "
             f"now: {_evaluate(folder)} --data FILE"
         )
-    if is_own(model):
-        _require_program(recalled(folder, "program", parted(model)[0]), model)
 
 
 def _where(known: KnownFile, model: str) -> tuple[str, str]:
@@ -466,6 +489,8 @@ def rows_to_judge(
         count: None takes all.
         way_out: what to do about a file that has changed since the training.
     """
+    if not settings["other"]:
+        _require_data(Path(settings["run"]), settings)
     data = load_data(settings, whole=split == "all").taken_by(program, settings["data"])
     if split != "all":
         tell_of_changed_rows(settings, way_out)

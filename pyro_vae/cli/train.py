@@ -30,7 +30,7 @@ from pyro_vae.cli.own_program import is_own
 from pyro_vae.cli.programs import build_program, check_options, require_answers
 from pyro_vae.cli.report import say
 from pyro_vae.cli.report_file import write_report
-from pyro_vae.cli.runs import check_words, files_of, fresh_folder, go_on, record
+from pyro_vae.cli.runs import check_words, files_of, fresh_folder, go_on, record, removed_if_empty
 from pyro_vae.data.table_files import SUFFIXES, Table, read_table
 from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.storage.checkpoint import has_checkpoint
@@ -125,22 +125,17 @@ def train(
         checkpoint_every: epochs between checkpoints; null writes none.
         progress: show a progress bar.
     """
-    settings = {k: v for k, v in locals().items() if k != "settings"}
-    settings["model"] = model = model or default_model(data)
-    settings["network"] = network or ("conv" if model == "VQVAE" else "mlp")
-    settings["objective"] = chosen = in_small(objective or DEFAULT.get(model, "elbo"))
-    if model in MODELS and model not in BY_SIGNATURE:
-        settings["latent_dim"] = latent_dim = 20 if latent_dim is None else latent_dim
-        settings["hidden"] = (400,) if hidden is None else hidden
-    settings["binarization"] = binarization = binarization or default_binarization(model, data)
+    settings = _with_defaults({k: v for k, v in locals().items() if k != "settings"})
+    model, chosen = settings["model"], settings["objective"]
     called = model.rpartition(":")[2].removesuffix(".py").rpartition("/")[2].lower()
     fresh = Path("runs") / f"{called}-{Path(data).stem}"
-    folder = local_path("out", out) if out else fresh_folder(fresh)
+    folder = local_path("out", out) if out else None
     asked = settings
     if resume:
-        if out is None:
+        if folder is None:
             raise ConfigError("resume: needs the run folder, --out")
         settings, asked = go_on(folder, settings, renew=resume == "settings")
+    number("warmup", warmup, "[0, 1]")
     check_options(settings)
     loaded = load_data(asked)
     torch.manual_seed(seed)
@@ -150,12 +145,15 @@ def train(
     if is_own(model):
         require_answers(program, loaded.rows("train"), model)
     _say_columns(getattr(program, "columns", ()), kinds or {}, loaded.source)
+    train, size = loaded.batches(batch_size)
+    begun = fresh_folder(fresh) if folder is None else None
+    folder = folder or begun or fresh
     words, files = loaded.words, files_of(folder, asked)
     write = partial(record, folder, settings, words, files)
     if resume:
         check_words(folder, words)
-    train, size = loaded.batches(batch_size)
     with (
+        removed_if_empty(begun),
         _told_of_edits(),
         _told_of_data(model, asked["data"]),
         _recorded_at_the_latest(model, folder, write),
@@ -187,7 +185,20 @@ def train(
     say(f"run folder: {folder}")
     if model != "Autoencoder":
         verb = {"documents": "topics"}.get(kind_of(model), "evaluate")
-        say(f"next:       pyro-vae {verb} {folder}")
+        say(f"next:       pyro-vae {verb} {shlex.quote(str(folder))}")
+
+
+def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with what the model and the data choose where nothing is said."""
+    found, data = dict(settings), settings["data"]
+    found["model"] = model = settings["model"] or default_model(data)
+    found["network"] = settings["network"] or ("conv" if model == "VQVAE" else "mlp")
+    found["objective"] = in_small(settings["objective"] or DEFAULT.get(model, "elbo"))
+    if model in MODELS and model not in BY_SIGNATURE:
+        found["latent_dim"] = 20 if settings["latent_dim"] is None else settings["latent_dim"]
+        found["hidden"] = (400,) if settings["hidden"] is None else settings["hidden"]
+    found["binarization"] = settings["binarization"] or default_binarization(model, data)
+    return found
 
 
 def _say_epochs(run: pv.Run, kept: str, epochs: int, patience: int | None) -> None:

@@ -104,7 +104,7 @@ def test_help_tells_each_option_its_meaning_and_its_default(command, capsys):
         (["train", "--lr", "-1"], "lr"),
         (["train", "--beta", "-1"], "beta"),
         (["train", "--momentum", "1"], "momentum"),
-        (["train", "--warmup", "2"], "over"),
+        (["train", "--warmup", "2"], "warmup: got 2.0"),
         (["train", "--latent_dim", "0"], "latent_dim"),
         (["train", "--device", "abacus"], "abacus"),
         (["train", "--num_particles", "0"], "num_particles"),

@@ -80,7 +80,7 @@ def test_a_folder_of_images_that_has_moved_is_missed_by_its_place(capsys, folder
     shutil.move("images", "pictures")
     capsys.readouterr()
     assert run("evaluate a") == 2
-    assert f"{folder / 'images'}: no such file or folder\n" in told(capsys)
+    assert f"{folder / 'images'}: no such file or folder; name once" in told(capsys)
 
 
 @pytest.mark.filterwarnings("default:data")

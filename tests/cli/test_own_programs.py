@@ -16,7 +16,7 @@ from pyro_vae import cli
 from pyro_vae.cli.compare import _table
 from pyro_vae.cli.report import table
 from pyro_vae.cli.report_file import write_report
-from pyro_vae.cli.runs import chosen_split, settings_of
+from pyro_vae.cli.runs import chosen_split, fresh_folder, removed_if_empty, settings_of
 from pyro_vae.data.array_files import read_arrays
 from pyro_vae.storage.bundle import read_bundle
 
@@ -354,9 +354,41 @@ def test_a_config_is_printed_and_read(capsys):
     assert json.loads(Path("run/train.json").read_text())["model"] == "own.py:Clicks"
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("train own.py:Clicks --data counts.npz --warmup 2", "warmup: got 2.0, expected a number"),
+        ("train VEA", "did you mean VAE?"),
+        ("train --data digit", "or a folder of images"),
+        ("train --objective foo", "'ELBO', "),
+        ("impute a", "got a run of own.py:Clicks, expected one of TableVAE"),
+        ("evaluate a", "where the data of the run in a lie now: pyro-vae evaluate a --data FILE"),
+    ],
+)
+def test_a_wrong_line_is_told_what_is_right(line, said, capsys):
+    Path("moved.npz").write_bytes(Path("counts.npz").read_bytes())
+    assert run("train own.py:Clicks --data moved.npz --out a", *FEW) == 0
+    Path("moved.npz").unlink()
+    capsys.readouterr()
+    assert run(line) == 2
+    err = capsys.readouterr().err
+    assert said in err and "'elbo'" not in err and err.count("\n") == 1
+    assert not Path("runs").exists() or not [*Path("runs").iterdir()]
+
+
+def test_two_runs_without_a_folder_take_one_each(capsys):
+    one = fresh_folder(Path("runs") / "clicks-counts")  # as another run that has just begun
+    assert run("train own.py:Clicks --data counts.npz", *FEW) == 0
+    assert "run folder: runs/clicks-counts-2" in capsys.readouterr().out and one.is_dir()
+    with pytest.raises(RuntimeError), removed_if_empty(one):
+        raise RuntimeError
+    assert not one.exists()
+
+
 def test_a_run_that_was_killed_says_how_it_goes_on(capsys):
     own = "own.py:Clicks --data counts.npz --checkpoint_every 1 --epochs 1"
     assert run(f"train {own} --out", "a b") == 0
+    assert "pyro-vae evaluate 'a b'\n" in capsys.readouterr().out
     Path("a b/program.safetensors").unlink()  # which is written last
     assert run("evaluate", "a b") == 2
     err = capsys.readouterr().err

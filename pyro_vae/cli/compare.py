@@ -13,6 +13,7 @@ import pyro_vae as pv
 from pyro_vae.arguments import positive
 from pyro_vae.callers import of_user
 from pyro_vae.cli.cell_scores import cell_scores
+from pyro_vae.cli.datasets import is_file
 from pyro_vae.cli.options import Split
 from pyro_vae.cli.own_program import imports_apart
 from pyro_vae.cli.report import heading, say
@@ -37,6 +38,7 @@ _WAY_OUT = f"put the file of the training back, or {TAKE_ALL}"
 
 def compare(
     runs: list[str],
+    data: str | None = None,
     split: Split | None = None,
     rows: int | None = None,
     num_particles: int = 1000,
@@ -51,9 +53,11 @@ def compare(
     Written to compare.json and compare.png.
 
     Arguments:
-        runs: run folders, two or more, trained on the same data with the same binarization.
+        runs: run folders, two or more, trained on the same data with the same binarization, or on
+            any where --data names those that all are judged on.
+        data: data set or file; null is the one that the runs were trained on.
         split: which part of the data; all takes a file whole. Null is test, but all for a run of
-            `pv.fit`.
+            `pv.fit` and for a file that is named.
         rows: only so many data from the start; null is all.
         num_particles: importance samples per datum behind the log-likelihood.
         num_global_samples: draws of the global latents, where there are any.
@@ -65,20 +69,24 @@ def compare(
     if len(runs) < 2 or len({Path(run).resolve() for run in runs}) < len(runs):
         raise ConfigError(f"runs: got {', '.join(runs)}, expected two or more different folders")
     count = None if rows is None else positive("rows", rows)
-    known = {run: settings_of(run) for run in runs}
+    known = {run: settings_of(run, data=data) for run in runs}
     for run, settings in known.items():
         require_files(run, settings)
     on = {run: (s["data"], s["binarization"]) for run, s in known.items()}
     if len({(data_of(settings), settings["binarization"]) for settings in known.values()}) > 1:
         told = "; ".join(f"{data}, binarization {kind}" for data, kind in sorted({*on.values()}))
-        raise ConfigError(f"runs: got runs of {told}; their likelihoods cannot be compared")
+        raise ConfigError(
+            f"runs: got runs of {told}; their likelihoods cannot be compared; "
+            "--data FILE judges all on the rows of one file"
+        )
     scored, cells = {}, {}
     observed: dict[str, dict[str, Scored]] = {}
+    named = data is not None and is_file(next(iter(known.values())), data)
     taken = {chosen_split(split, settings) for settings in known.values()}
-    split = "all" if "all" in taken else taken.pop()
+    split = "all" if "all" in taken or (named and split is None) else taken.pop()
     for run in runs:
         with imports_apart():
-            program, known[run] = open_run(run, device)
+            program, known[run] = open_run(run, device, data=data)
             x = rows_to_judge(program, known[run], split, seed, count, _WAY_OUT)
             of_sites = observed_distributions(program, x, "compare")
             observed[run] = {site: scored_by(fn) for site, fn in of_sites.items()}
@@ -102,8 +110,8 @@ def compare(
         if cells[run]:
             row["cells"] = cells[run]
         row["share_k_above_0.7"] = None if math.isnan(u := scored[run].untrusted) else u
-    data, binarization = next(iter(on.values()))
-    head = {"data": data, "binarization": binarization, "split": split, "seed": seed}
+    judged_on, binarization = next(iter(on.values()))
+    head = {"data": judged_on, "binarization": binarization, "split": split, "seed": seed}
     head |= {"num_particles": num_particles, "rows": len(next(iter(scored.values())).log_prob)}
     folder = Path(out) if out else fresh_folder(Path("runs") / "compare")
     folder.mkdir(parents=True, exist_ok=True)

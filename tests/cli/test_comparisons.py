@@ -126,3 +126,16 @@ def test_tables_whose_cells_are_scored_in_other_ways_are_told(recwarn):
         _tell_of_other_cells({"a": counts, "b": real})
     with pytest.warns(UserWarning, match=r"a by density, per 2\.5, b by density, per 2\.718"):
         _tell_of_other_cells({"a": real, "b": scored(kind="positive", center=1.0)})
+
+
+def test_runs_of_other_files_are_compared_on_one_that_is_named(capsys):
+    for data in ("counts.npz", "counts.npy"):
+        assert run(f"train own.py:Clicks --data {data} --out {data[-3:]}", *FEW) == 0
+    assert run("compare npz npy") == 2
+    assert "--data FILE judges all on the rows of one file" in told(capsys)
+    assert run("compare npz npy --data counts.csv --num_particles 2 --out c") == 0
+    found = json.loads(Path("c/compare.json").read_text())
+    assert (found["data"], found["split"], found["rows"]) == ("counts.csv", "all", 40)
+    assert run("evaluate npz --data counts.csv --num_particles 2 --split all") == 0
+    alone = json.loads(Path("npz/evaluation.json").read_text())["log_likelihood"]
+    assert found["runs"]["npz"]["log_likelihood"] == pytest.approx(alone, rel=1e-6)

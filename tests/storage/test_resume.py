@@ -921,6 +921,8 @@ def test_code_that_was_edited_is_told_in_words(tmp_path):
     pv.fit(Point(), x, epochs=1, **settings)
     with pytest.raises(ConfigError) as refused:
         pv.fit(Edited(), x, epochs=2, resume=True, **settings)
-    told = "architecture.model with other code, or other numbers in it: edited since; resume with it as it was"
-    assert f"{told}, or go on as it is now by resume='settings'" in str(refused.value)
+    told = "architecture.model with other code, or other numbers in it: edited since; resume"
+    assert f"{told} with it as it was, or go on as it is now by resume='settings'" in str(
+        refused.value
+    )
     pv.fit(Edited(), x, epochs=2, resume="settings", **settings)

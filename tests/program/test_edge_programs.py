@@ -782,3 +782,35 @@ def test_an_event_that_has_the_rows_of_the_plate_is_told_of_as_such(build, dims,
     whole = rf"\.to_event\({dims}\) makes all 5 rows one event, .*: {told}; or this is one datum"
     with pytest.raises(DataError, match=r"'x': got shape \(5, 2\).*" + whole):
         pv.elbo(pv.Program(model, guide), torch.randn(5, 2))
+
+
+def two_blocks(again):
+    """z ~ N(0, 1), x ~ N(z, 1), and y ~ N(z, 1) in a second block; the guide is exact."""
+
+    def model(x, y):
+        rows = pyro.plate("people", len(x), dim=-1)
+        with rows:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        with rows if again else pyro.plate("answers", len(y), dim=-1):
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    def guide(x, y):
+        with pyro.plate("people", len(x)):
+            pyro.sample("z", dist.Normal((x + y) / 3, 3**-0.5))
+
+    return pv.Program(model, guide)
+
+
+def test_plates_of_the_rows_one_after_another_are_to_be_one():
+    """What the refusal advises holds in every verb; log p(x, y) is known."""
+    x, y = torch.tensor([0.5, -1.0, 2.0, 0.3]), torch.tensor([1.0, 0.2, -0.7, 0.4])
+    with pytest.raises(ProgramError, match=r"\['answers', 'people'\] .* make one plate and enter"):
+        pv.elbo(two_blocks(again=False), (x, y))
+    program = two_blocks(again=True)
+    both = dist.MultivariateNormal(torch.zeros(2), torch.eye(2) + 1.0)
+    exact = both.log_prob(torch.stack([x, y], -1))
+    torch.testing.assert_close(pv.elbo(program, (x, y)), exact)
+    torch.testing.assert_close(pv.log_likelihood(program, (x, y), num_particles=3).log_prob, exact)
+    torch.testing.assert_close(pv.encode(program, (x, y)), (x + y) / 3)
+    assert pv.generate(program, 3)["y"].shape == (3,)

@@ -170,7 +170,7 @@ def find_plate(model: Trace, rows: int, wanted: str | None, before: str | None =
         fitting = [n for n, f in around.items() if f.size == -1 or rows in (f.size, f.full_size)]
         if fitting and set(fitting) <= set(loops):
             raise NoDataPlate(f"plate {fitting[0]!r} is a loop")
-        name = _only(fitting, sorted(frames), rows)
+        name = _only(model, fitting, sorted(frames), rows)
     frame = frames[name]
     if frame.size not in (-1, rows) and frame.full_size == frame.size:
         others = [n for n, each in frames.items() if each.size == rows and wanted is None]
@@ -243,12 +243,12 @@ def _frame_of(site: Message, name: str) -> bool:
     return any(frame.name == name for frame in site["cond_indep_stack"])
 
 
-def _only(fitting: list[str], plates: list[str], rows: int) -> str:
+def _only(model: Trace, fitting: list[str], plates: list[str], rows: int) -> str:
     if len(fitting) > 1:
+        way_out = _between(model, sorted(fitting))
         raise ProgramError(
             f"plates {sorted(fitting)} have {counted(rows, 'row')} each, as the batch has, and "
-            "enclose an observed site; say which holds the data: Program(..., "
-            f"plate={sorted(fitting)[0]!r})"
+            f"enclose an observed site; {way_out}"
         )
     if not fitting:
         raise NoDataPlate(
@@ -257,6 +257,18 @@ def _only(fitting: list[str], plates: list[str], rows: int) -> str:
             "of one datum"
         )
     return fitting[0]
+
+
+def _between(model: Trace, plates: list[str]) -> str:
+    """Return what to do about several plates, which may all hold the rows, one after another."""
+    inside = [[f.name in plates for f in site["cond_indep_stack"]] for site in scoring_data(model)]
+    if any(sum(each) > 1 for each in inside):
+        return f"say which holds the data: Program(..., plate={plates[0]!r})"
+    return (
+        "they stand one after another: if the rows of all are the data, make one plate and enter "
+        f"it each time, rows = pyro.plate({plates[0]!r}, len(x), dim=-1), then `with rows:`; if "
+        f"those of one are, say which: Program(..., plate={plates[0]!r})"
+    )
 
 
 def shown_canonically(trace: Trace, plate: DataPlate, rows: int) -> Trace:

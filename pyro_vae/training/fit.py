@@ -191,7 +191,7 @@ def fit(
         batch_size, seed = positive("batch_size", batch_size), integer("seed", seed, 0)
         accumulate = positive("accumulate", accumulate)
         _check_arguments(clip_norm, ema, patience, valid, out, resume, beta, lr_schedule, transform)
-        wrapped = Program.of(program).to(world.device)
+        wrapped = stack.enter_context(_drawing(Program.of(program).to(world.device), seed))
         convert(wrapped, precision)
         moved = _conformed(wrapped, transform and of_arguments(transform))
         with default_type_told(precision), forgotten_on_error(wrapped):
@@ -252,6 +252,13 @@ def _training(world: World) -> Iterator[None]:
     kept = world.guarded(), terminated_softly(), surroundings_kept()
     with kept[0], kept[1], kept[2], torch.inference_mode(False), torch.enable_grad():
         yield
+
+
+@contextmanager
+def _drawing(program: Program, seed: int) -> Iterator[Program]:
+    """Yield a program whose values that come late are drawn by a seed inside."""
+    with program.own.late.drawn_by(seed):
+        yield program
 
 
 @contextmanager

@@ -605,6 +605,24 @@ def test_a_drawn_value_in_a_block_goes_on(tmp_path):
     assert same(weights(other), weights(whole.program))
 
 
+def test_a_drawn_value_is_the_same_wherever_it_is_met_first(tmp_path):
+    """In a step, in a look at one of the first batches of a process, or as rows are judged."""
+    data = DataLoader(TensorDataset(torch.cat([LOW] * 5 + [HIGH])), batch_size=16)
+    settings = {"seed": 0, "lr": 0.02, "progress": False, "epochs": 2}
+
+    def trained(**more):
+        run = pv.fit(by_numbers(start=torch.randn), data, **settings, **more)
+        return list(run.history["loss"]), weights(run.program)
+
+    losses, straight = trained()
+    for rows in (LOW, HIGH):
+        judged, _ = trained(valid=rows)
+        assert judged == losses
+    trained(out=tmp_path, max_steps=4)
+    resumed, now = trained(out=tmp_path, resume=True)
+    assert resumed == losses and same(now, straight)
+
+
 def in_groups(parameters):
     first, *others = parameters
     return torch.optim.SGD([{"params": [first], "lr": 0.01}, {"params": others}], lr=0.1)

@@ -5,13 +5,16 @@ run had, before its optimizer is made. It takes at once those that this was made
 all others, which join later in the order in which they had.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.program.parameters.modules import generators_kept, seed_generators
 from pyro_vae.program.parameters.values import AVERAGES, Value, key_of
 
 if TYPE_CHECKING:
@@ -39,6 +42,31 @@ class LateValues:
         self.withheld: dict[str, bool] = {}
         self.early: set[str] = set()  # keys of what the optimizer has been made over
         self._lent: set[str] = set()  # keys of what is given and may be taken back
+        self._seed: int | None = None  # of a training that runs
+
+    @contextmanager
+    def drawn_by(self, seed: int) -> Iterator[None]:
+        """Draw starts inside, in a training, by its seed and their names."""
+        before, self._seed = self._seed, seed
+        try:
+            yield
+        finally:
+            self._seed = before
+
+    @contextmanager
+    def drawing(self, name: str) -> Iterator[None]:
+        """Draw the start of a value, alike in a look, as rows are judged, and in a step.
+
+        Noise goes on as if it had not been drawn: whether it is met in a look first, which uses up
+        no random number, is none of the training's business.
+        """
+        if self._seed is None or self._own.fresh:
+            yield
+            return
+        cards = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+        with generators_kept(), torch.random.fork_rng(cards):
+            seed_generators(crc32(f"{self._seed} {name}".encode()))
+            yield
 
     @property
     def unasked(self) -> list[str]:

@@ -92,7 +92,9 @@ class Answers:
             elif initial is None:
                 raise ProgramError(f"pyro.param({name!r}) is read before it is given a value")
             else:
-                own.make(name, _unconstrained(initial, constraint), constraint)
+                with own.late.drawing(name):
+                    start = _unconstrained(initial, constraint)
+                own.make(name, start, constraint)
         elif initial is not None:
             own.loads.compare(key, lambda: _unconstrained(initial, constraint))
         elif own.known[key].constraint is None and not own.known[key].found:

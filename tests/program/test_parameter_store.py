@@ -5,6 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from hidden_networks import D, Z, data, of_statements
+from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
@@ -127,3 +128,22 @@ def test_a_store_that_does_not_fit_is_refused(store):
     with pytest.raises(ProgramError, match=r"'decoder\$\$\$\w+' has shape"):
         pv.elbo(program, data())
     store.clear()
+
+
+@pytest.mark.parametrize("way", ["mapping", "in a block"])
+def test_a_value_that_is_read_from_the_store_in_the_run_of_its_statement_is_trained(way):
+    """Its gradient is that of a normal mean: m - mean(x)."""
+
+    def model(x):
+        start = pyro.param("m", torch.full((D,), 0.3))
+        with poutine.block():
+            m = pyro.param("m") if way == "in a block" else pyro.get_param_store()["m"]
+        assert torch.equal(m, start)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(m, 1.0).to_event(1), obs=x)
+
+    program, x = pv.Program(model, lambda x: None), data()
+    options = {"optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.1)}
+    pv.fit(program, x, epochs=1, batch_size=len(x), device="cpu", **options)
+    expected = 0.3 - 0.1 * (0.3 - x.mean(0))
+    torch.testing.assert_close(program.state_dict()["values.m"], expected)

@@ -69,6 +69,8 @@ class Answers:
             # A module's own weight, or the tensor that a tracer has put in its place.
             return own.values.get(key, initial)
         unconstrained = self._value(name, initial, constraint)
+        if name not in self._store:  # which functions may read from now on
+            self._tell_store(name)
         if not name.startswith(AVERAGES):
             own.show(unconstrained)
         value = transform_to(own.known[key].constraint)(own.types.now(key))
@@ -151,9 +153,13 @@ class Answers:
 
     def _give_store(self, name: str, initial: Any, constraint: Any) -> None:
         """Give Pyro's store the value that a statement asks it for, which no handler sees."""
-        own, key = self._own, key_of(name)
-        own.hide(self._value(name, initial, constraint, itself=False))
-        typed, kept = own.types.now(key), own.known[key].constraint
+        self._own.hide(self._value(name, initial, constraint, itself=False))
+        self._tell_store(name)
+
+    def _tell_store(self, name: str) -> None:
+        """Let Pyro's store hold a value that a statement has asked for."""
+        key = key_of(name)
+        typed, kept = self._own.types.now(key), self._own.known[key].constraint
         self._store.set_state({"params": {name: typed}, "constraints": {name: kept}})
 
     def _waits(self, name: str) -> bool:

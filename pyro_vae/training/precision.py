@@ -52,7 +52,7 @@ def is_of_types(error: Exception) -> bool:
 
 @contextmanager
 def default_type_told(precision: Precision) -> Iterator[None]:
-    """Tell the way out where a program, in this block, takes tensors of one type alone.
+    """Name the argument where a program, in this block, takes tensors of one type alone.
 
     Raises:
         ConfigError: It makes tensors of PyTorch's default type, and another is asked for.
@@ -63,11 +63,7 @@ def default_type_told(precision: Precision) -> Iterator[None]:
         asked = torch.get_default_dtype() if precision is None else _DTYPES[precision]
         if asked == torch.get_default_dtype() or not is_of_types(error):
             raise
-        raise ConfigError(
-            f"precision: got {precision!r}, and in it {error}. Where the program makes tensors of "
-            f"PyTorch's default type, as AutoGaussian does, call torch.set_default_dtype({asked}) "
-            "before it is built"
-        ) from error
+        raise ConfigError(f"precision: got {precision!r}, and in it {error}") from error
 
 
 def contexts(

@@ -10,7 +10,7 @@ from pyro.infer import Predictive
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 
 import pyro_vae as pv
-from pyro_vae.errors import CheckpointError, ProgramError
+from pyro_vae.errors import CheckpointError, DataError, ProgramError
 
 ROWS = torch.arange(4.0)
 
@@ -116,3 +116,20 @@ def test_weights_that_were_read_past_their_network_are_refused(tmp_path):
         loaded.guide(ROWS)
         loaded.model(ROWS)
     assert torch.equal(one["net"].weight, other["net"].weight)
+
+
+def test_networks_of_another_type_than_a_program_was_given_have_the_way_out_named(tmp_path):
+    """Its first run makes them in PyTorch's default type."""
+    with pytest.raises(DataError, match=r"default type, torch.float32.*torch.set_default_dtype\("):
+        tied({}).double().read(ROWS.double())
+    torch.set_default_dtype(torch.float64)
+    try:
+        trained = tied({})  # as the error says
+        trained.read(ROWS.double())
+        pv.save(trained, tmp_path)
+        loaded = pv.load(tmp_path, into=tied({}))
+        loaded.read(ROWS.double())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    states = trained.state_dict(), loaded.state_dict()
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())

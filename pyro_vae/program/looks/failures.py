@@ -100,6 +100,17 @@ def about_numbers(reason: str, batch: Batch) -> str:
     return f"; {whole[0]} has whole numbers, and networks take floats: .float()"
 
 
+def about_types(reason: str, dtype: torch.dtype | None) -> str:
+    """Return what to do where functions make floats of another type than a program was given."""
+    made = torch.get_default_dtype()
+    if dtype in (None, made) or not re.search(r"dtype|scalar type", reason):
+        return ""
+    return (
+        f". Where the program makes tensors or networks of PyTorch's default type, {made}, as it "
+        f"runs first, call torch.set_default_dtype({dtype}) before it is built"
+    )
+
+
 def about_classes(reason: str, batch: Batch) -> str:
     """Return what to do about class numbers that a layer or ``one_hot`` has no place for."""
     alone = [(name, leaf) for name, leaf in named_leaves(batch) if leaf.dim() == 1]

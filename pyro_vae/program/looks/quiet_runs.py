@@ -46,6 +46,7 @@ from pyro_vae.program.looks.failures import (
     about_numbers,
     about_rows,
     about_shapes,
+    about_types,
     of_words,
     positive,
     site_of,
@@ -307,7 +308,7 @@ class Runs:
         told = f"{unlike}; it fails with: " if unlike else f"{_REFUSED} ({checks.shapes(named)}): "
         return DataError(
             f"{told}{reason}{hint}{checks.padding_left(batch)}{about_numbers(reason, named)}"
-            f"{of_words(args)}"
+            f"{of_words(args)}{about_types(reason, self._program.own.types.dtype)}"
         )
 
     def _drawn_rows(self, batch: Batch) -> dict[str, tuple[int, int]]:

@@ -30,6 +30,11 @@ from pyro_vae.storage.remote import RemoteFolder, is_address
 from pyro_vae.storage.save import NAME
 from pyro_vae.threads import one_thread
 
+_INTO_A_NEW_ONE = (
+    ", or load it into a new program, before that reads any rows: what other data have made waits "
+    "there for them"
+)
+
 
 @typed
 @one_thread("load")
@@ -116,7 +121,8 @@ def _fill(
     awaited = loads.awaited(tensors, [_renamed(name, renamed) for name in names])
     waiting = loads.waiting
     here = {key: v for key, v in program.state_dict().items() if key not in waiting}
-    check_state({**here, **awaited}, tensors, where)
+    lacks = not program.own.fresh and not here.keys() - tensors.keys()
+    check_state({**here, **awaited}, tensors, where, _INTO_A_NEW_ONE if lacks else "")
     for old, new in renamed.items():
         warnings.warn(
             f"load: {where} has no {new!r}; the weights of its {old!r}, which has the same "

@@ -84,6 +84,19 @@ def test_a_guide_that_first_meets_other_data_than_in_training_is_refused(kind, t
     assert loaded.guide.median()["mean"] == trained.guide.median()["mean"]
 
 
+def test_a_file_of_more_data_than_a_program_has_met_goes_into_a_new_one(trained):
+    program, file = trained
+    met, new = (pv.Program(with_offset, AutoNormal(with_offset)) for _ in range(2))
+    met.read((ROWS, None))
+    with pytest.raises(CheckpointError, match=r"'values.shift'; build .*, or load it into a new"):
+        pv.load(file, into=met)
+    pv.load(file, into=new)  # as the error says
+    for offset in (None, 1):
+        new.read((ROWS, offset))
+    states = program.state_dict(), new.state_dict()
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
 def tied(nets):
     """Return a program whose guide calls a network, which the model reads a weight of."""
 

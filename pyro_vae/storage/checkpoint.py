@@ -154,6 +154,7 @@ class Checkpoint:
         if best and since:
             meta[_SINCE_BEST] = since
         own: Any = modules["program"].own
+        own.follow_values()  # a callback may have changed them
         meta["constraints"] = own.constraints.names()
         if own.late.unasked:
             groups = (group for optimizer in optimizers for group in optimizer.param_groups)

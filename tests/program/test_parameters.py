@@ -85,7 +85,7 @@ def test_weights_made_anew_by_each_call_are_refused():
     assert not list(program.parameters())
 
 
-def test_a_value_that_a_user_takes_out_is_made_anew():
+def test_a_value_that_a_user_takes_out_is_made_anew(tmp_path):
     def model(x):
         with pyro.plate("data", len(x)):
             loc = pyro.param("loc", torch.zeros(D))
@@ -97,8 +97,15 @@ def test_a_value_that_a_user_takes_out_is_made_anew():
     pv.elbo(program, data(8))
     assert torch.equal(program.values["loc"], torch.zeros(D))
     program.values["loc"] = nn.Parameter(torch.ones(D))
-    pv.fit(program, data(8), epochs=1, lr=0.1)
+
+    def more(_):
+        program.values["more"] = nn.Parameter(torch.ones(D))
+
+    pv.fit(program, data(8), epochs=1, lr=0.1, callbacks=more, out=tmp_path)
     assert not torch.equal(program.values["loc"], torch.ones(D))
+    assert torch.equal(
+        pv.load(tmp_path, into=pv.Program(model, lambda x: None)).values["more"], torch.ones(D)
+    )
 
 
 def test_later_batches_may_bring_parameters():

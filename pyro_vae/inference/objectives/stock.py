@@ -85,19 +85,36 @@ class StockObjective:
         kept = {parameter: parameter.grad for parameter in program.parameters()}
         for parameter in kept:
             parameter.grad = None
-        with WantParameters(), self._nesting_of(joint):
+        with WantParameters(), self._nesting_of(joint), _Stated() as stated:
             model = _OneStated()(_InAllPlates()(joint.model))
             value = self._elbo.loss_and_grads(model, joint.guide, *joint.args, **joint.kwargs)
         late = [p for p in program.own.with_made() if p not in kept and p.grad is not None]
         parameters = [*kept, *late]  # which this run has made
-        # None where the batch does not reach it: the optimizer leaves that one as it is.
-        grads = [None if p.grad is None else p.grad / joint.size for p in parameters]
+        # Stock SVI moves what is stated and not reached by its moments, and nothing else.
+        grads = [
+            p.grad / joint.size
+            if p.grad is not None
+            else (torch.zeros_like(p) if id(p) in stated.found else None)
+            for p in parameters
+        ]
         for parameter in parameters:
             parameter.grad = kept.get(parameter)
         # Pyro's wake-sleep answers a pair of losses, the model's and the guide's.
         total = sum(value) if isinstance(value, tuple) else value
         constant = parameters[0].new_tensor(float(total) / joint.size)
         return _Handout.apply(constant, grads, *parameters)
+
+
+class _Stated(Messenger):
+    """Note the parameters that statements ask for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[int] = set()
+
+    def _pyro_post_param(self, msg: Message) -> None:
+        unconstrained = getattr(msg["value"], "unconstrained", None)
+        self.found.add(id(unconstrained() if unconstrained else msg["value"]))
 
 
 class _OneStated(Messenger):

@@ -162,7 +162,7 @@ class Parameters:
     @contextmanager
     def answering(self) -> Iterator[None]:
         """Answer the ``pyro.param`` statements of this block; nothing else does."""
-        self._follow_values()
+        self.follow_values()
         watch = self.watch  # another may watch runs inside of this block
 
         def tell(name: str, value: Tensor, hidden: bool) -> None:
@@ -178,7 +178,7 @@ class Parameters:
         ):
             yield
 
-    def _follow_values(self) -> None:
+    def follow_values(self) -> None:
         """Forget values that a user has removed from ``values``, and know those put there."""
         for key in self.known.keys() - self.values.keys():
             del self.known[key]

@@ -6,6 +6,7 @@ import pyro.infer
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_vae as pv
 from pyro_vae.inference.objectives.stock import StockObjective
@@ -62,3 +63,34 @@ def test_networks_need_no_statement(loss, store):
         assert exact.grad.abs().max() > 0
         torch.testing.assert_close(own.grad, exact.grad / len(X), rtol=1e-12, atol=1e-14)
     assert not program.values
+
+
+@pytest.mark.parametrize("kind", [pyro.infer.TraceGraph_ELBO, pyro.infer.RenyiELBO])
+def test_what_is_stated_and_not_reached_moves_on_by_its_moments(kind, store):
+    """As by stock SVI, which zeroes gradients. No noise: the course is exact."""
+    rows = torch.cat([torch.ones(4, 1), -torch.ones(8, 1)]).double()
+    loss = kind(num_particles=2)
+
+    def functions():
+        part = nn.Linear(1, 1, bias=False).double()
+        part.weight.data.fill_(0.3)
+
+        def model(x):
+            pyro.module("part", part)
+            loc = pyro.param("loc", x.new_zeros(1))
+            loc = loc + part(x.new_ones(1)) if x.mean() > 0 else loc
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+        return part.weight, model, lambda x: None
+
+    exact, *stock = functions()
+    svi = pyro.infer.SVI(*stock, pyro.optim.Adam({"lr": 0.01}), loss)
+    for batch in 2 * rows.split(4):
+        svi.step(batch)
+    store.clear()
+    weight, *own = functions()
+    loader = DataLoader(TensorDataset(rows), batch_size=4)
+    options = {"epochs": 2, "lr": 0.01, "progress": False, "device": "cpu"}
+    pv.fit(pv.Program(*own), loader, objective=loss, **options)
+    torch.testing.assert_close(weight, exact, rtol=1e-6, atol=0)

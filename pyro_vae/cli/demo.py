@@ -15,7 +15,7 @@ from pyro_vae.cli.generate import sample_title
 from pyro_vae.cli.programs import build_program
 from pyro_vae.cli.report import say, table
 from pyro_vae.cli.report_file import write_report
-from pyro_vae.cli.runs import fresh_folder, record
+from pyro_vae.cli.runs import fresh_folder, record, removed_if_empty
 from pyro_vae.device import resolve_device
 
 
@@ -40,7 +40,6 @@ def demo(
         progress: show a progress bar.
     """
     start = time.perf_counter()
-    folder = Path(out) if out else fresh_folder(Path("runs") / "demo")
     settings: dict[str, Any] = {"model": "VAE", "data": "digits", "binarization": "threshold"}
     settings |= {"latent_dim": latent_dim, "hidden": (256, 128), "network": "mlp", "epochs": epochs}
     settings |= {"observation": "Bernoulli", "batch_size": 64, "lr": 3e-3, "seed": seed}
@@ -51,21 +50,24 @@ def demo(
     vae = build_program(settings, loaded)
     where = resolve_device(device)
     say(f"Training a VAE with {latent_dim} latent units on {len(splits.train)} digits ({where})")
-    run = pv.fit(
-        vae,
-        splits.train,
-        valid=splits.valid,
-        epochs=epochs,
-        batch_size=settings["batch_size"],
-        lr=settings["lr"],
-        lr_schedule=pv.schedules.cosine(1.0, 0.02),
-        beta=pv.schedules.linear(0.0, 1.0, over=settings["warmup"]),
-        callbacks=[lambda run: record(folder, settings)],
-        seed=seed,
-        device=where,
-        out=folder,
-        progress=progress,
-    )
+    begun = None if out else fresh_folder(Path("runs") / "demo")
+    folder = begun or Path(str(out))
+    with removed_if_empty(begun):
+        run = pv.fit(
+            vae,
+            splits.train,
+            valid=splits.valid,
+            epochs=epochs,
+            batch_size=settings["batch_size"],
+            lr=settings["lr"],
+            lr_schedule=pv.schedules.cosine(1.0, 0.02),
+            beta=pv.schedules.linear(0.0, 1.0, over=settings["warmup"]),
+            callbacks=[lambda run: record(folder, settings)],
+            seed=seed,
+            device=where,
+            out=folder,
+            progress=progress,
+        )
     figures = {"data": "digits", "binarization": "threshold", "split": "test"}
     figures |= judge(vae, splits.test, num_particles, seed, progress)
     write_figures(folder / "evaluation.json", figures, weights_in(folder))

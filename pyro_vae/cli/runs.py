@@ -44,9 +44,16 @@ def fresh_folder(folder: Path) -> Path:
     It is made at once: of two commands that look for one, each gets its own.
     """
     number, path = 1, folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:  # of what is no folder, such as a link to a disk that is not there
+        raise ConfigError(
+            f"{folder.parent}: got a file or a link to nothing, expected a folder in which "
+            f"{folder.name} can be made; mend it, or name another folder by --out"
+        ) from None
     while True:
         with suppress(FileExistsError):
-            path.mkdir(parents=True)
+            path.mkdir()
             return path
         number += 1
         path = folder.with_name(f"{folder.name}-{number}")

@@ -18,6 +18,7 @@ from pyro_vae.cli.report import table
 from pyro_vae.cli.report_file import write_report
 from pyro_vae.cli.runs import chosen_split, fresh_folder, removed_if_empty, settings_of
 from pyro_vae.data.array_files import read_arrays
+from pyro_vae.errors import ConfigError
 from pyro_vae.storage.bundle import read_bundle
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -383,6 +384,18 @@ def test_two_runs_without_a_folder_take_one_each(capsys):
     with pytest.raises(RuntimeError), removed_if_empty(one):
         raise RuntimeError
     assert not one.exists()
+
+
+def test_runs_that_lie_behind_a_link_to_nothing_are_refused():
+    Path("runs").symlink_to("disk_that_is_not_there")
+    with pytest.raises(ConfigError, match=r"^runs: got a file or a link to nothing, .* --out$"):
+        fresh_folder(Path("runs") / "clicks")
+
+
+def test_a_demo_that_is_refused_leaves_no_folder(capsys):
+    for refused in ("--device cuda:99", "--epochs 0"):
+        assert run(f"demo {refused} --progress false") == 2
+        assert not Path("runs/demo").exists()
 
 
 def test_a_run_that_was_killed_says_how_it_goes_on(capsys):

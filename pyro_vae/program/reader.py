@@ -64,7 +64,7 @@ from pyro_vae.program.looks.cuts import (
 )
 from pyro_vae.program.looks.dependence import carriers_of, dependence, points_of_guide
 from pyro_vae.program.looks.failures import where_holes_fail
-from pyro_vae.program.looks.filled_runs import FilledRuns, filled
+from pyro_vae.program.looks.filled_runs import filled
 from pyro_vae.program.looks.findings import Dependence
 from pyro_vae.program.looks.in_training import of_training
 from pyro_vae.program.looks.quiet_runs import Runs
@@ -80,8 +80,7 @@ from pyro_vae.program.parameters.discovery import Discovery
 from pyro_vae.program.parameters.modules import (
     leaves_behind,
 )
-from pyro_vae.program.sites.factor_holes import about_factors
-from pyro_vae.program.sites.holes import Holes, observed_holes, of_joint_rows
+from pyro_vae.program.sites.holes import Holes, observed_holes, of_factors, of_joint_rows
 from pyro_vae.program.sites.masks import is_masked, tell_of_masks
 from pyro_vae.program.sites.numbered import LookUps, forget_plates, numbered_pair
 from pyro_vae.program.sites.observed import Binding, Copies, bindings_of
@@ -321,9 +320,9 @@ class Reader:
             ProgramError: It masks in a way that has nothing to do with the numbers.
         """
         with self.runs.undone(), suppress(DataError):
-            model, guide = self.runs.once(map_batch(torch.nan_to_num, batch))
+            model, _ = self.runs.once(map_batch(torch.nan_to_num, batch))
             if not any(is_masked(s) for _, s in sample_sites(model) if s["is_observed"]):
-                return self._about_factors(batch, model, guide) or of_joint_rows(model)
+                return of_joint_rows(model) or of_factors(model)
             try:
                 model, _ = self.runs.once(batch)
             except DataError as error:
@@ -331,14 +330,10 @@ class Reader:
             return observed_holes(model)
         return ""
 
-    def _about_factors(self, batch: Batch, model: Trace, guide: Trace) -> str | None:
-        return about_factors(FilledRuns(self.runs.model_under, batch, model, guide))
-
     def _scores_finite(self, batch: Batch) -> bool:
         """Return whether a program that masks data runs, and all its densities are numbers.
 
-        One without a mask may have made a number of it by accident: ``NaN > 0.5`` is false. In
-        place of a mask a factor leaves out what is missing by itself.
+        One without a mask may have made a number of it by accident: ``NaN > 0.5`` is false.
         """
         found = False
         with self.runs.undone(), suppress(ValueError, RuntimeError):  # all of ours are such
@@ -353,8 +348,7 @@ class Reader:
                 for s in sites
             ]
             masked = any(is_masked(s) for _, s in sample_sites(model) if s["is_observed"])
-            found = all(bool(torch.isfinite(term).all()) for term in terms)
-            found = found and (masked or self._about_factors(batch, model, guide) == "")
+            found = masked and all(bool(torch.isfinite(term).all()) for term in terms)
             if found:
                 named = self._program.examples.by_argument(batch)
                 self._holes.tell(batch, named, model, guide)

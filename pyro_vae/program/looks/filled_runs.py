@@ -47,7 +47,6 @@ class FilledRuns:
         self._run, self._batch = run, batch
         self._same = _Latents(model, guide)
         self._others = _Latents(model, guide, others=True)
-        self._leaves = _Latents(model, guide, leaves=True)
         self.rows, self.failed = num_rows(batch), False
 
     @cached_property
@@ -61,18 +60,6 @@ class FilledRuns:
     def others(self) -> Trace | None:
         """Run on the data as they are at other latents; values know which parameters they have."""
         return self._run(self._batch, self._others, grad=True)
-
-    def with_gradients(self, *, blank: bool = False) -> Trace | None:
-        """Run at latents that have gradients, as parameters have.
-
-        Arguments:
-            blank: Whether arguments with holes have no number at all.
-        """
-
-        def made(leaf: Tensor) -> Tensor:
-            return torch.full_like(leaf, torch.nan) if blank and has_holes(leaf) else leaf
-
-        return self._run(map_batch(self._marked(made), self._batch), self._leaves, grad=True)
 
     def filled(self, *, high: bool) -> Trace | None:
         """Run with the least or the largest number seen of its column in the place of each NaN."""
@@ -140,14 +127,11 @@ class _Latents(Messenger):
     Arguments:
         model, guide: The traces.
         others: Whether latents get other values of their priors.
-        leaves: Whether real ones have gradients.
     """
 
-    def __init__(
-        self, model: Trace, guide: Trace, *, others: bool = False, leaves: bool = False
-    ) -> None:
+    def __init__(self, model: Trace, guide: Trace, *, others: bool = False) -> None:
         super().__init__()
-        self._model, self._guide, self._others, self._leaves = model, guide, others, leaves
+        self._model, self._guide, self._others = model, guide, others
 
     def _pyro_sample(self, msg: Message) -> None:
         nodes = self._model.nodes if msg["name"] in self._model.nodes else self._guide.nodes
@@ -160,8 +144,6 @@ class _Latents(Messenger):
                 value = _another(known)
             if not hasattr(msg["fn"], "shape") or msg["fn"].shape() != value.shape:
                 return  # one value for each hole, of other holes
-            if self._leaves and value.is_floating_point():
-                value = value.detach().requires_grad_()
         msg["value"], msg["done"] = value, True
 
 

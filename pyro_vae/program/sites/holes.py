@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from pyro.distributions import Unit
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
@@ -297,6 +298,19 @@ def of_joint_rows(model: Trace) -> str:
             f"site {name!r} has one density for {what}: {way_out}, x.nan_to_num() in guide and "
             f"obs= beside .mask({marks}){where}"
         )
+    return ""
+
+
+def of_factors(model: Trace) -> str:
+    """Return what to do about holes where factors score the data; nothing where none does."""
+    for name, site in sample_sites(model):
+        if isinstance(site["fn"], Unit) and site["is_observed"] and site["cond_indep_stack"]:
+            return (
+                f"site {name!r} is a pyro.factor, which takes no holes: nothing shows which cells "
+                "its number leaves out; observe what has holes by pyro.sample(name, "
+                "fn.mask(~x.isnan()).to_event(1), obs=x.nan_to_num()), with x.nan_to_num() in the "
+                "guide, or drop such rows, x[x.isfinite().flatten(1).all(1)]"
+            )
     return ""
 
 

@@ -540,6 +540,7 @@ class Program(nn.Module):
         """
         size = None if size is None else positive("size", size)
         sites = self.read(batch)
+        batch = self.reader.runs.as_taken(batch)  # the read may have been the first of integers
         model, guide = self.reader.canonical(sites, batch)
         covered, found = num_rows(batch), sites.dependence
         found = self.reader.in_training(found) if self.training else found

@@ -187,6 +187,32 @@ def test_what_a_network_multiplies_is_answered_for_as_floats_are(door):
     assert torch.equal(found[0], found[2])
 
 
+class Batches:
+    def __init__(self, *batches):
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+LATER = {
+    "validation": lambda x: trained(MANY.float(), valid=x[:9]),
+    "a second batch": lambda x: trained(Batches(MANY[:15].float(), x[15:]), size=30),
+    "a transform of some": lambda x: trained(
+        MANY.float(), batch_size=15, transform=lambda b: b.to(x.dtype) if b[0, 0] > 1 else b
+    ),
+}
+
+
+@pytest.mark.parametrize("door", LATER)
+def test_integers_that_come_after_floats_are_answered_for_as_floats_are(door):
+    found = []
+    for x in (MANY.float(), MANY):
+        torch.manual_seed(3)
+        found.append(LATER[door](x))
+    assert torch.equal(*found)
+
+
 class Labelled(nn.Module):
     """Two tables that it multiplies beside class numbers and words that it looks up."""
 

@@ -12,6 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_vae as pv
+from pyro_vae.errors import DataError
+from pyro_vae.program.sites.counts import digits_lost
 
 KINDS = {
     "poisson": lambda h: dist.Poisson(h.exp()),
@@ -211,6 +213,40 @@ def test_integers_that_come_after_floats_are_answered_for_as_floats_are(door):
         torch.manual_seed(3)
         found.append(LATER[door](x))
     assert torch.equal(*found)
+
+
+LARGE = 2**24 + torch.arange(90).reshape(30, 3)
+FLOAT = (
+    r"got whole numbers from \d+ to 16777305, expected none beyond 16777216, up to which float32"
+)
+
+
+def test_integers_that_floats_do_not_hold_exactly_are_refused():
+    with pytest.raises(DataError, match=rf"x: networks take floats, and {FLOAT}"):
+        pv.elbo(Multiplied(), LARGE)
+    with pytest.raises(
+        DataError, match=rf"argument 0: the program takes it as floats, and {FLOAT}"
+    ):
+        trained(torch.cat([MANY, LARGE]), batch_size=30)
+    assert not digits_lost(LARGE, torch.float64)
+    assert not digits_lost(MANY * 2**25, torch.float32)  # beyond, and held exactly
+
+
+def test_large_integers_that_a_density_takes_stay_as_they_are_given():
+    seen = []
+
+    def model(t):
+        with pyro.plate("data", len(t)):
+            scale = pyro.sample("z", dist.Normal(0.0, 1.0)).exp()
+            seen.append(t - 1_700_000_000)
+            pyro.sample("t", dist.Normal(1.7e9, scale), obs=t)
+
+    def guide(t):
+        with pyro.plate("data", len(t)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    pv.elbo(pv.Program(model, guide), 1_700_000_000 + torch.arange(5))
+    assert seen[-1].tolist() == [0, 1, 2, 3, 4]
 
 
 class Labelled(nn.Module):

@@ -44,6 +44,11 @@ class SparseRows:
         return dense
 
     @property
+    def values(self) -> Tensor:
+        """The stored entries, ``(E,)``."""
+        return self._values
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of the values."""
         return self._values.dtype

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pyro_vae.arguments import counted
 from pyro_vae.callers import is_inside
 from pyro_vae.program.batches.batch import Batch, Form, named_leaves, num_rows, under_handlers
+from pyro_vae.program.sites.counts import digits_lost
 from pyro_vae.program.sites.masks import unfit_mask
 
 ONLY_ENUMERATED = (
@@ -92,12 +93,15 @@ def positive(reason: str, values: str) -> str:
     return "What a network puts out is made positive by .exp() or torch.nn.functional.softplus"
 
 
-def about_numbers(reason: str, batch: Batch) -> str:
-    """Return what to do where a network wants floats for the whole numbers that it gets."""
-    whole = [name for name, leaf in named_leaves(batch) if not leaf.is_floating_point()]
+def about_numbers(reason: str, batch: Batch, dtype: torch.dtype) -> str:
+    """Return what to do where a network wants floats, of a type, for whole numbers."""
+    whole = {name: leaf for name, leaf in named_leaves(batch) if not leaf.is_floating_point()}
     if not whole or not re.search(r"same dtype|expected .*type", reason):
         return ""
-    return f"; {whole[0]} has whole numbers, and networks take floats: .float()"
+    for name, leaf in whole.items():
+        if lost := digits_lost(leaf, dtype):
+            return f"; {name}: networks take floats, and {lost}"
+    return f"; {next(iter(whole))} has whole numbers, and networks take floats: .float()"
 
 
 def about_types(reason: str, dtype: torch.dtype | None) -> str:

@@ -304,10 +304,12 @@ class Runs:
             reason = f"{site_of(error)}{reason}"
             weights = self._about_weights()
             hint += f". {weights or positive(reason, values) or self._about_values(batch)}"
+        hint += checks.padding_left(batch)
+        floats = self._program.precision or torch.get_default_dtype()
         unlike = self._program.examples.unlike(batch)
         told = f"{unlike}; it fails with: " if unlike else f"{_REFUSED} ({checks.shapes(named)}): "
         return DataError(
-            f"{told}{reason}{hint}{checks.padding_left(batch)}{about_numbers(reason, named)}"
+            f"{told}{reason}{hint}{about_numbers(reason, named, floats)}"
             f"{of_words(args)}{about_types(reason, self._program.own.types.dtype)}"
         )
 

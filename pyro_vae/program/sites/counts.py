@@ -97,7 +97,11 @@ class Counts:
         return False
 
     def as_floats(self, batch: Batch, dtype: torch.dtype | None) -> Batch:
-        """Return a batch, the same one where there is nothing to do, with these made floats."""
+        """Return a batch, the same one where there is nothing to do, with these made floats.
+
+        Raises:
+            DataError: Numbers that these floats do not hold exactly.
+        """
         if not self._keys:
             return batch
         given = _by_key(batch)
@@ -105,7 +109,7 @@ class Counts:
             return batch
         floats = dtype or torch.get_default_dtype()
         come = {
-            key: leaf.to(floats) if key in self._keys and _is_integer(leaf) else leaf
+            key: _exactly(key, leaf, floats) if key in self._keys and _is_integer(leaf) else leaf
             for key, leaf in given.items()
         }
         args, kwargs = given_arguments(batch)
@@ -118,6 +122,36 @@ def _by_key(batch: Batch) -> dict[Key, Any]:
     given: dict[Key, Any] = dict(enumerate(args))
     given.update(kwargs)
     return given
+
+
+def digits_lost(leaf: Tensor | SparseRows, dtype: torch.dtype) -> str:
+    """Return which integers a type of floats does not hold exactly, and what to do; or nothing.
+
+    Values that cannot be seen (a tracer, a meta tensor) lose none.
+    """
+    values = leaf.values if isinstance(leaf, SparseRows) else leaf
+    if values.is_meta or values.dtype == torch.bool or not values.numel():
+        return ""
+    bound = int(2 / torch.finfo(dtype).eps)  # up to which all of them are held
+    try:
+        low, high = (int(value) for value in values.aminmax())
+        if max(-low, high) <= bound or torch.equal(values.to(dtype).to(values.dtype), values):
+            return ""
+    except RuntimeError:
+        return ""
+    return (
+        f"got whole numbers from {low} to {high}, expected none beyond {bound}, up to which "
+        f"{str(dtype).removeprefix('torch.')} holds each exactly; subtract an offset, or give "
+        "floats in float64"
+    )
+
+
+def _exactly(key: Key, leaf: Tensor | SparseRows, dtype: torch.dtype) -> Tensor | SparseRows:
+    lost = digits_lost(leaf, dtype)
+    if lost:
+        name = f"argument {key}" if isinstance(key, int) else key
+        raise DataError(f"{name}: the program takes it as floats, and {lost}")
+    return leaf.to(dtype)
 
 
 def _choices(keys: list[Key]) -> Iterator[set[Key]]:

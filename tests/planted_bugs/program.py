@@ -842,4 +842,12 @@ BUGS = [
         "tests/program/test_factors_of_the_rows_met.py"
         "::test_it_trains_and_answers_as_the_program_of_all_rows",
     ),
+    Bug(
+        "an argument's number in the place of a hole taken for what stands in, whatever it does",
+        "program/sites/stand_ins.py",
+        "(stays | (equal & less))",
+        "(stays | equal)",
+        "tests/program/looks/test_holes.py"
+        "::test_holes_that_count_are_told_of_beside_an_argument_with_the_same_numbers",
+    ),
 ]

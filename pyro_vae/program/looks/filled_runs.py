@@ -84,11 +84,11 @@ class FilledRuns:
 
         marked = self._marked(made)
 
-        def turned(each: Tensor) -> Tensor:
+        def other(each: Tensor) -> Tensor:
             now = marked(each)
-            return now if rows is None or each is not leaf else _turned(now, each, rows)
+            return now if rows is None or each is not leaf else turned(now, each, rows)
 
-        return self._run_on(turned)
+        return self._run_on(other)
 
     def of_codes(
         self, codes: Tensor, *, full: bool = False, only: Tensor | None = None, chosen: Any = None
@@ -186,6 +186,20 @@ def steps_of(leaf: Tensor) -> Tensor:
     return (high - low).flatten()
 
 
+def turned(now: Tensor, leaf: Tensor, rows: Tensor) -> Tensor:
+    """Return what an argument is now with another number of its column in each cell of some rows.
+
+    Arguments:
+        now: As it stands in a run.
+        leaf: As it is given, whose columns have the numbers.
+        rows: Which rows, ``(B,)``.
+    """
+    low, high = _range(leaf) if leaf.is_floating_point() else (leaf.amin(0), leaf.amax(0))
+    other = torch.where(now == high, low, high).to(now.dtype)
+    some = rows.to(now.device).reshape(-1, *(1,) * (now.dim() - 1))
+    return torch.where(some & ~now.isnan(), other, now)
+
+
 def has_holes(leaf: Any) -> bool:
     real = isinstance(leaf, Tensor) and leaf.is_floating_point() and not leaf.is_meta
     return real and bool(leaf.isnan().any())
@@ -232,20 +246,6 @@ def _coded(leaf: Tensor, *, full: bool, only: Tensor | None, chosen: Any, code: 
     own = own.reshape(-1, *(1,) * (leaf.dim() - 1))
     filled = leaf if leaf is not only else torch.where(chosen, torch.where(own, high, low), leaf)
     return torch.where(leaf.isnan(), made if full else filled, made)
-
-
-def _turned(now: Tensor, leaf: Tensor, rows: Tensor) -> Tensor:
-    """Return what an argument is now with another number of its column in each cell of some rows.
-
-    Arguments:
-        now: As it stands in a run.
-        leaf: As it is given, whose columns have the numbers.
-        rows: Which rows, ``(B,)``.
-    """
-    low, high = _range(leaf) if leaf.is_floating_point() else (leaf.amin(0), leaf.amax(0))
-    other = torch.where(now == high, low, high).to(now.dtype)
-    some = rows.to(now.device).reshape(-1, *(1,) * (now.dim() - 1))
-    return torch.where(some & ~now.isnan(), other, now)
 
 
 def _range(leaf: Tensor) -> tuple[Tensor, Tensor]:

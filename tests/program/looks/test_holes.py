@@ -739,6 +739,28 @@ def test_a_second_measurement_in_another_unit_fills_a_hole(observe):
     assert told_of(model, (WIDE, WIDE.flip(1).nan_to_num(0.5)))[0] == []
 
 
+MEANS = {
+    "nanmean": lambda x, y: torch.stack([x, y]).nanmean(0),
+    "by choice": lambda x, y: y.where(x.isnan(), x.where(y.isnan(), (x + y) / 2)),
+    "weighed": lambda x, y: y.where(x.isnan(), x.where(y.isnan(), 0.8 * x + 0.2 * y)),
+    "the larger": torch.fmax,
+}
+
+
+@pytest.mark.parametrize("observe", [in_one_event, in_columns])
+@pytest.mark.parametrize("lacks", [True, False])
+@pytest.mark.parametrize("mean", MEANS)
+def test_the_mean_of_those_measurements_that_are_there_has_no_holes(mean, lacks, observe):
+    """Where one lacks the other stands for it; where both are there each moves what is observed."""
+
+    def model(x, y):
+        value = MEANS[mean](x, y)
+        observe(value.nan_to_num(), ~value.isnan())
+
+    other = WIDE.flip(1)
+    assert told_of(model, (WIDE, other if lacks else other.nan_to_num(0.5)))[0] == []
+
+
 BESIDE = {
     "seen": ~WIDE.isnan(),
     "lacks": WIDE.isnan(),
@@ -753,6 +775,9 @@ MISSED = {
     "of rows": lambda x, y: in_one_event(x.nan_to_num(), ~x.isnan().all(-1, keepdim=True)),
     "less another": lambda x, y: in_one_event(
         x.nan_to_num() - y.reshape(len(y), -1).float(), torch.ones_like(x) > 0
+    ),
+    "plus another": lambda x, y: in_one_event(
+        x.nan_to_num() + y.reshape(len(y), -1).float(), torch.ones_like(x) > 0
     ),
     "means of another": lambda x, y: in_one_event(
         x.where(~x.isnan(), y.reshape(len(y), -1).float().mean(0)), torch.ones_like(x) > 0

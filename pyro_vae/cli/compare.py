@@ -13,7 +13,7 @@ import pyro_vae as pv
 from pyro_vae.arguments import positive
 from pyro_vae.callers import of_user
 from pyro_vae.cli.cell_scores import cell_scores
-from pyro_vae.cli.datasets import is_file
+from pyro_vae.cli.datasets import is_file, kind_of
 from pyro_vae.cli.options import Split
 from pyro_vae.cli.own_program import imports_apart
 from pyro_vae.cli.report import heading, say
@@ -25,6 +25,7 @@ from pyro_vae.cli.runs import (
     require_files,
     rows_to_judge,
     settings_of,
+    words_of,
 )
 from pyro_vae.cli.training_file import data_of
 from pyro_vae.errors import ConfigError
@@ -72,6 +73,7 @@ def compare(
     known = {run: settings_of(run, data=data) for run in runs}
     for run, settings in known.items():
         require_files(run, settings)
+    _require_same_words(known)
     on = {run: (s["data"], s["binarization"]) for run, s in known.items()}
     if len({(data_of(settings), settings["binarization"]) for settings in known.values()}) > 1:
         told = "; ".join(f"{data}, binarization {kind}" for data, kind in sorted({*on.values()}))
@@ -120,6 +122,22 @@ def compare(
     pv.plots.save(_figure(found), folder / "compare.png")
     say(_table(head, found))
     say(f"written to {folder / 'compare.json'} and compare.png")
+
+
+def _require_same_words(known: dict[str, dict[str, Any]]) -> None:
+    """Raise `ConfigError` for runs of sentences that know other words: these score other data.
+
+    Arguments:
+        known: settings by run.
+    """
+    of_text = [run for run, settings in known.items() if kind_of(settings["model"]) == "sentences"]
+    words = {run: each for run in of_text if (each := words_of(Path(run)))}
+    if len({frozenset(each) for each in words.values()}) > 1:
+        told = ", ".join(f"{run} has {len(each)}" for run, each in words.items())
+        raise ConfigError(
+            f"runs: got runs with other words ({told}), each of which takes all the rest for one "
+            "unknown word, expected the same words; train them with one --vocab FILE"
+        )
 
 
 def paired(log_probs: dict[str, torch.Tensor]) -> dict[str, dict[str, Any]]:

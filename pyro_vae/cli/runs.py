@@ -231,6 +231,12 @@ def _require_same(
             )
 
 
+def words_of(folder: Path) -> list[str]:
+    """Return the words by number that a run has recorded; none where it has no such file."""
+    path = folder / VOCABULARY
+    return path.read_text(encoding="utf-8").rstrip("\n").split("\n") if path.exists() else []
+
+
 def check_words(folder: Path, words: Sequence[str]) -> None:
     """Require the words of a run, where it has recorded some: by number, they are what it learnt.
 
@@ -241,7 +247,7 @@ def check_words(folder: Path, words: Sequence[str]) -> None:
     path = folder / VOCABULARY
     if not path.exists():
         return
-    known = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    known = words_of(folder)
     if list(words) != known:
         pairs = enumerate(zip_longest(words, known))
         place, (got, expected) = next(each for each in pairs if each[1][0] != each[1][1])

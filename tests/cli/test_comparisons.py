@@ -36,6 +36,21 @@ def test_the_files_of_all_runs_are_looked_for_before_one_is_scored(capsys, monke
     )
 
 
+@pytest.mark.parametrize("options", ["", "--data held.txt"])
+def test_runs_of_sentences_in_other_words_are_refused(capsys, monkeypatch, options):
+    monkeypatch.setattr("pyro_vae.cli.compare.open_run", None)
+    known = {"model": "SentenceLM", "data": "lines.txt", "binarization": "none", "seed": 0}
+    for name, words in {"a": "ape bear", "b": "ape bear cat", "c": "bear ape"}.items():
+        Path(name).mkdir()
+        Path(name, "train.json").write_text(json.dumps(known))
+        Path(name, "vocabulary.txt").write_text(words.replace(" ", "\n") + "\n")
+    for file in ("lines.txt", "held.txt"):
+        Path(file).write_text("the ape\n")
+    assert run(f"compare a b {options}") == 2
+    assert "runs: got runs with other words (a has 2, b has 3)" in told(capsys)
+    assert run(f"compare a c {options}") == 1  # it goes on to open them
+
+
 def test_differences_are_paired():
     """What all data share is no error of the difference."""
     shared = torch.tensor([0.0, -100.0, 100.0, 7.0])

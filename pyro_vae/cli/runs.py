@@ -389,6 +389,8 @@ def _require_data(folder: Path, settings: dict[str, Any]) -> None:
     """Raise `ConfigError` where the file of the data of a run is nowhere."""
     data = str(settings["data"])
     if is_file(settings, data) and not is_readable(data):
+        if settings["other"]:
+            raise ConfigError(f"{data}: no such file or folder; check --data")
         raise ConfigError(
             f"{data}: no such file or folder; name once where the data of the run in {folder} lie "
             f"now: {_evaluate(folder)} --data FILE"

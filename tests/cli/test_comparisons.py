@@ -36,6 +36,14 @@ def test_the_files_of_all_runs_are_looked_for_before_one_is_scored(capsys, monke
     )
 
 
+def test_a_file_that_is_named_and_missing_is_no_moved_file_of_a_run(capsys):
+    for out in "ab":
+        assert run(f"train own.py:Clicks --data counts.npz --out {out}", *FEW) == 0
+    capsys.readouterr()
+    assert run("compare a b --data absent.npy") == 2
+    assert told(capsys).endswith("absent.npy: no such file or folder; check --data\n")
+
+
 @pytest.mark.parametrize("options", ["", "--data held.txt"])
 def test_runs_of_sentences_in_other_words_are_refused(capsys, monkeypatch, options):
     monkeypatch.setattr("pyro_vae.cli.compare.open_run", None)

@@ -84,10 +84,30 @@ def test_a_lone_row_is_normalised_by_running_moments_and_moves_none():
 
 
 def test_batch_norm_checks_its_arguments():
-    for wrong in ({"eps": -1.0}, {"momentum": 2.0}, {"num_features": 0}):
+    numbers = ({"eps": -1.0}, {"momentum": 2.0}, {"num_features": 0})
+    for wrong in (*numbers, {"dtype": torch.int64}, {"device": "abacus"}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             BatchNorm(**{"num_features": 3, **wrong})
     assert BatchNorm(3, momentum=None, affine=False).weight is None
+
+
+def test_batch_norm_takes_what_that_of_torch_takes():
+    x = torch.arange(6.0).reshape(2, 3) ** 2
+    given = {"track_running_stats": False, "device": "cpu", "dtype": torch.float64}
+    for args, kwargs in [
+        ((3, 1.0, 0.5, False), given),
+        ((3, 0.1), {"device": torch.device("cpu")}),
+    ]:
+        mine, theirs = BatchNorm(*args, **kwargs), torch.nn.BatchNorm1d(*args, **kwargs)
+        assert repr(mine).partition("(")[2] == repr(theirs).partition("(")[2]
+        for _ in range(2):
+            y = x.to(kwargs.get("dtype", torch.float32))
+            assert torch.equal(mine(y), theirs(y))
+            mine, theirs = mine.eval(), theirs.eval()
+        assert mine.state_dict().keys() == theirs.state_dict().keys()
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        BatchNorm(3, track_running_stats=False)(x[:1])
+    assert BatchNorm(3, bias=False).bias is None
 
 
 def test_dropout_acts_in_training_only():

@@ -35,6 +35,13 @@ def activation_layer(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
+def _device(device: torch.device | str | int | None) -> torch.device | None:
+    try:
+        return None if device is None else torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"device: got {device!r}, expected one as 'cpu' or 'cuda:0'") from None
+
+
 @typed
 class BatchNorm(nn.BatchNorm1d):
     """Batch normalisation that takes a batch of one row, which has no variance, by running moments.
@@ -46,6 +53,11 @@ class BatchNorm(nn.BatchNorm1d):
         eps: what is added to a variance.
         momentum: share of a batch in the running moments; None: their mean over all batches.
         affine: whether it learns a weight and a bias.
+        track_running_stats: whether it keeps running moments; without them, a batch of one row is
+            refused, as torch does.
+        device: of its parameters; None is torch's own choice.
+        dtype: of its parameters, floats; None is torch's default.
+        bias: whether it learns a bias, where it learns a weight.
 
     Raises:
         ConfigError: an argument out of its range.
@@ -58,19 +70,29 @@ class BatchNorm(nn.BatchNorm1d):
     def __init__(
         self,
         num_features: int,
-        *,
         eps: float = 1e-5,
         momentum: float | None = 0.1,
         affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
     ) -> None:
         number("eps", eps, "[0, inf)")
         if momentum is not None:
             number("momentum", momentum, "[0, 1]")
-        super().__init__(positive("num_features", num_features), eps, momentum, affine)
+        if dtype is not None and not dtype.is_floating_point:
+            raise ConfigError(f"dtype: got {dtype}, expected one of floats, as torch.float32")
+        size = positive("num_features", num_features)
+        home = _device(device)
+        super().__init__(size, eps, momentum, affine, track_running_stats, home, dtype)
+        if not bias:  # an argument of the newer releases of torch alone
+            self.register_parameter("bias", None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (N, C) over N."""
-        if self.training and len(x) == 1:
+        if self.training and self.track_running_stats and len(x) == 1:
             moments = (self.running_mean, self.running_var)
             return nn.functional.batch_norm(x, *moments, self.weight, self.bias, eps=self.eps)
         return super().forward(x)

@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -412,6 +413,7 @@ def _require_whole_batches(
     feed: TensorFeed | LoaderFeed,
     world: World,
     *,
+    transformed: bool,
     by_number: bool = False,
 ) -> None:
     """Refuse parts of the data under a guide that has one factor per datum.
@@ -420,6 +422,7 @@ def _require_whole_batches(
 
     Arguments:
         program, first, feed, world: What runs on which batch of which data.
+        transformed: Whether batches are what a function makes of the data.
         by_number: Whether the guide is known to have factors that row numbers would find.
     """
     fixed = program.rows.are_fixed(first)  # found out here in any case: verbs ask for it later
@@ -435,7 +438,7 @@ def _require_whole_batches(
             "have, and the program has one factor per datum; give the rows as tensors, which "
             "pv.fit(..., batch_size=) deals out by their numbers, or a guide that reads the data"
         )
-    if by_number and world.size == 1 and not (whole or numbered):
+    if by_number and transformed and world.size == 1 and not (whole or numbered):
         raise ProgramError(
             "transform: got a function whose batches do not say which rows of the data they are, "
             "and the program has one factor per datum; leave it out and give the data that it "
@@ -532,6 +535,7 @@ def _read(
 ) -> tuple[TensorFeed | LoaderFeed, Batch]:
     """Let a program read a first batch; return the feed and that batch."""
     adapt = program.adapt if transform is None else program.as_tensors
+    require_whole = partial(_require_whole_batches, transformed=transform is not None)
     feed = make_feed(program, data, batch_size, world=world, adapt=adapt, size=size)
     # Starting values that a first run draws are others in each restart.
     start = seeded(program.device, _start(seed)) if seed else _forked(program)
@@ -541,7 +545,7 @@ def _read(
         if isinstance(feed, LoaderFeed) or world.size > 1:
             require_rows(first)
         if not program.reader.fresh:  # factors that fit no part are told before shapes that differ
-            _require_whole_batches(program, first, feed, world)
+            require_whole(program, first, feed, world)
         # The factors that a read would make of one row are like weights that all rows share.
         made_of_one = program.reader.fresh and num_rows(first) == 1 < feed.size
         by_number = made_of_one and program.rows.makes_factors(first, feed.size)
@@ -553,7 +557,7 @@ def _read(
             program.read(first)
             if transform is None:
                 feed = make_feed(program, data, batch_size, world=world, size=feed.size)
-        _require_whole_batches(program, first, feed, world, by_number=by_number)
+        require_whole(program, first, feed, world, by_number=by_number)
     return feed, first
 
 

@@ -850,4 +850,12 @@ BUGS = [
         "tests/program/looks/test_holes.py"
         "::test_holes_that_count_are_told_of_beside_an_argument_with_the_same_numbers",
     ),
+    Bug(
+        "ones of the shape of the rows' numbers taken for numbers of rows",
+        "program/sites/numbered.py",
+        "isinstance(result, Tensor) and self._tells_rows(result)",
+        "isinstance(result, Tensor)",
+        "tests/program/test_factors_of_the_rows_met.py"
+        "::test_ones_of_the_shape_of_the_numbers_find_no_factors",
+    ),
 ]

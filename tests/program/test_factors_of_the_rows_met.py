@@ -125,6 +125,32 @@ def test_a_program_of_one_row_at_a_time_has_no_factors():
     assert run.steps == N
 
 
+def of_ones(count):
+    """Weights of so many cells, of all data, and ones that a guide makes of the plate's numbers."""
+    weights = torch.nn.Linear(count, count)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(count), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(weights(z), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        scale = pyro.param("scale", torch.ones(count), constraint=constraints.positive)
+        with pyro.plate("data", len(x)) as i:
+            ones = torch.ones_like(i, dtype=torch.float)[:, None]
+            pyro.sample("z", dist.Normal(weights(x), ones * scale).to_event(1))
+
+    return pv.Program(model, guide, modules={"weights": weights})
+
+
+@pytest.mark.parametrize("count", [5, N])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_ones_of_the_shape_of_the_numbers_find_no_factors(count, batch_size):
+    data = torch.randn(N, count, generator=torch.Generator().manual_seed(0))
+    for loaded in (data, DataLoader(TensorDataset(data), batch_size=batch_size)):
+        train(of_ones(count), loaded, epochs=1, batch_size=batch_size, compile=False)
+
+
 def of_drawn_rows(side):
     """Weights of each row at numbers that a plate would draw: x ~ N(loc, 1), or z at a point."""
 

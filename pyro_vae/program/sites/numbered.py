@@ -148,17 +148,25 @@ class LookUps(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run a function of torch, and look at its arguments: what fails has looked nothing up."""
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
         tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         others = [leaf for leaf in tensors if not self._is_of_numbers(leaf)]
-        if len(others) < len(tensors):
-            self.found |= any(self.total in leaf.shape for leaf in others)
-            if not others and isinstance(result, Tensor):
-                self._numbers.append(result)
+        if len(others) == len(tensors):
+            return func(*args, **kwargs)
+        looked_up = any(self.total in leaf.shape for leaf in others)
+        result = func(*args, **kwargs)
+        self.found |= looked_up
+        if not others and isinstance(result, Tensor) and self._tells_rows(result):
+            self._numbers.append(result)
         return result
 
-    def _is_of_numbers(self, tensor: Tensor) -> bool:
-        return any(tensor is each for each in self._numbers)
+    def _is_of_numbers(self, value: Any) -> bool:
+        return any(value is each for each in self._numbers)
+
+    def _tells_rows(self, result: Tensor) -> bool:
+        """Return whether each row has another value: ones, as many as there are rows, tell none."""
+        count, shape = len(self._numbers[0]), result.shape
+        return count in shape and len(result.unique(dim=shape.index(count))) == count
 
 
 def guides_remembered(module: nn.Module) -> Callable[[], None]:

@@ -151,6 +151,30 @@ def test_ones_of_the_shape_of_the_numbers_find_no_factors(count, batch_size):
         train(of_ones(count), loaded, epochs=1, batch_size=batch_size, compile=False)
 
 
+@pytest.mark.parametrize("rows", [None, N])
+def test_a_guide_that_indexes_the_rows_of_a_batch_by_the_numbers_too_is_refused(rows):
+    """No factors were seen where the rows came first, and those of the first places trained."""
+
+    def model(x):
+        with pyro.plate("data", len(x)) as i:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[i])
+
+    def guide(x):
+        locs = pyro.param("locs", torch.zeros(rows or len(x)))
+        with pyro.plate("data", len(x)) as i:
+            own = x[i] / 2
+            pyro.sample("z", dist.Normal(own + locs[i], 0.7))
+
+    with pytest.raises(ProgramError, match=r"^batch_size: got 3, .* one factor per datum"):
+        train(pv.Program(model, guide))
+    with pytest.raises(ProgramError, match=r"^data: got a loader, .* one factor per datum"):
+        train(pv.Program(model, guide), DataLoader(TensorDataset(X), batch_size=3))
+    whole = pv.Program(model, guide)
+    train(whole, batch_size=N, epochs=1, compile=False)
+    assert (parameters(whole)["values.locs"] != 0).all()
+
+
 def of_drawn_rows(side):
     """Weights of each row at numbers that a plate would draw: x ~ N(loc, 1), or z at a point."""
 

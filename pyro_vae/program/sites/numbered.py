@@ -154,6 +154,9 @@ class LookUps(TorchFunctionMode):
         if len(others) == len(tensors):
             return func(*args, **kwargs)
         looked_up = any(self.total in leaf.shape for leaf in others)
+        if others and not looked_up:
+            # The batch has its own few rows alone: others of them do, so that the run goes on.
+            args, kwargs = pytree.tree_map(self._within, (args, kwargs))
         result = func(*args, **kwargs)
         self.found |= looked_up
         if not others and isinstance(result, Tensor) and self._tells_rows(result):
@@ -162,6 +165,11 @@ class LookUps(TorchFunctionMode):
 
     def _is_of_numbers(self, value: Any) -> bool:
         return any(value is each for each in self._numbers)
+
+    def _within(self, value: Any) -> Any:
+        """Return numbers of rows as some that the batch has; all else as it is."""
+        whole = self._is_of_numbers(value) and value.dtype == self._numbers[0].dtype
+        return value % len(self._numbers[0]) if whole else value
 
     def _tells_rows(self, result: Tensor) -> bool:
         """Return whether each row has another value: ones, as many as there are rows, tell none."""

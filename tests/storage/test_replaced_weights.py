@@ -87,3 +87,30 @@ def test_a_run_that_trains_such_a_weight_says_at_its_first_step_that_it_cannot_g
     with pytest.warns(UserWarning, match=r"cannot be resumed.*Codebook\.weight'.*copy_") as told:
         pv.fit(Codebook("into bounds"), ROWS, epochs=2, max_steps=1, out=tmp_path, **OPTIONS)
     assert len(told) == 1
+
+
+class TiedByHand(Codebook):
+    """A layer shares the weight of another from its first run on."""
+
+    def __init__(self, tied, source):
+        super().__init__("never")
+        self.scale, self.tied, self.source = nn.Linear(3, 2), tied, source
+
+    def guide(self, rows):
+        getattr(self, self.tied).weight = getattr(self, self.source).weight
+        scale = 0.1 * self.scale(rows).exp()
+        with pyro.plate("rows", len(rows)):
+            pyro.sample("z", dist.Normal(self.encoder(rows), scale).to_event(1))
+
+
+@pytest.mark.parametrize("layers", [("scale", "encoder"), ("encoder", "scale")])
+def test_a_run_whose_layers_are_tied_as_it_runs_goes_on_bit_for_bit(layers, tmp_path):
+    straight, options = TiedByHand(*layers), {**OPTIONS, "epochs": 2}
+    losses = pv.fit(straight, ROWS, **options).history["loss"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pv.fit(TiedByHand(*layers), ROWS, max_steps=2, out=tmp_path, **options)
+        resumed = TiedByHand(*layers)
+        again = pv.fit(resumed, ROWS, resume=True, out=tmp_path, **options).history["loss"]
+    assert list(again) == list(losses)
+    assert all(map(torch.equal, states(resumed), states(straight)))

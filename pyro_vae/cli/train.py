@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -285,14 +286,21 @@ def _told_of_factors(model: str, folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _recorded_at_the_latest(model: str, folder: Path, write: Callable[[], None]) -> Iterator[None]:
-    """Write the settings of a run that ends in its first epoch and leaves a checkpoint behind."""
+    """Write the settings of a run that ends in its first epoch and leaves a checkpoint behind.
+
+    Say of one that is interrupted how it goes on.
+    """
     begins = not has_checkpoint(folder)
     try:
         with _told_of_factors(model, folder):
             yield
-    except BaseException:
-        if begins and has_checkpoint(folder):
+    except BaseException as error:
+        left = has_checkpoint(folder)
+        if begins and left:
             write()
+        if left and isinstance(error, KeyboardInterrupt | SystemExit):
+            way_on = f"pyro-vae train --resume true --out {shlex.quote(str(folder))}"
+            sys.stderr.write(f"here: {way_on}\n")
         raise
 
 

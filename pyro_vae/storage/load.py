@@ -83,11 +83,9 @@ def load(
 def _load(folder: Path, into: Any, device: str | torch.device) -> Any:
     where = str(bundle_path(folder, NAME))
     if has_checkpoint(folder) and not bundle_path(folder, NAME).exists():
-        name = shlex.quote(str(folder))
         raise CheckpointError(
             f"{where}: no such file, but a checkpoint beside it: the run has not come to its end, "
-            "which writes the program; go on by pv.fit(..., resume=True), or "
-            f"pyro-vae train --resume true --out {name}"
+            f"which writes the program; go on by {_way_on(folder)}"
         )
     if into is None:
         home = resolve_device(device)
@@ -102,6 +100,15 @@ def _load(folder: Path, into: Any, device: str | torch.device) -> Any:
         tensors, meta = read_bundle(folder, NAME, Program.of(into).device)
     _fill(Program.of(program), tensors, meta, where)
     return program
+
+
+def _way_on(folder: Path) -> str:
+    """Return what goes on with a run: the command line has the settings of its own runs alone."""
+    settings = folder / "train.json"
+    text = settings.read_text(encoding="utf-8", errors="replace") if settings.is_file() else ""
+    if not text or '"undivided"' in text:  # which commands note of a run of Python
+        return "pv.fit(..., resume=True)"
+    return f"pyro-vae train --resume true --out {shlex.quote(str(folder))}"
 
 
 def _fill(

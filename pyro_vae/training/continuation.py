@@ -198,8 +198,7 @@ class Continued:
             return
         sys.stderr.write(
             f"the run was ended in step {self.steps + 1}; {self.writes.name} holds a checkpoint "
-            f"of step {self.checkpoint.meta['steps']}: go on by pv.fit(..., resume=True), "
-            f"or pyro-vae train --resume true --out {self.writes.name}\n"
+            f"of step {self.checkpoint.meta['steps']}: go on by pv.fit(..., resume=True)\n"
         )
 
     def _remedy(self) -> str:

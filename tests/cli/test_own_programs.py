@@ -408,6 +408,17 @@ def test_a_run_that_was_killed_says_how_it_goes_on(capsys):
     assert "the run has not come to its end" in err and "--resume true --out 'a b'\n" in err
 
 
+def test_a_run_of_python_that_was_killed_is_told_the_way_of_python_alone(capsys):
+    program, x = runpy.run_path("own.py")["Clicks"](), torch.from_numpy(np.load("counts.npy"))
+    pv.fit(program, x, epochs=1, out="a", checkpoint_every=1, progress=False)
+    args = "--program own.py:Clicks --data counts.npy"
+    assert run(f"evaluate a {args} --num_particles 2") == 0
+    Path("a/program.safetensors").unlink()
+    capsys.readouterr()
+    assert run("evaluate a") == 2
+    assert told(capsys).endswith("go on by pv.fit(..., resume=True)\n")
+
+
 @pytest.mark.filterwarnings("default:refine")
 def test_a_report_leaves_out_what_is_of_weights_before_the_run_went_on(capsys):
     few = "--rows 1 --num_draws 4 --warmup 4"

@@ -53,6 +53,11 @@ class FilledRuns:
     def _marks(self) -> list[_Marks]:
         return list(_marks_in(self._batch))
 
+    def are_marks(self, value: Tensor) -> bool:
+        """Return whether a value with rows first is an argument that marks the holes of another."""
+        leaves = [marks.leaf for marks in self._marks if marks.leaf.shape == value.shape]
+        return any(torch.equal(leaf.to(value), value.detach()) for leaf in leaves)
+
     def plain(self) -> Trace | None:
         """Run on the data as they are."""
         return self._run(self._batch, self._same)

@@ -117,6 +117,7 @@ class Holes:
             for name, each in cells.items()
             if not (placed[name] or (each.is_in(filled) and each.stays(moved[name])))
             and not any(map(each.holds_just, lacks.values()))
+            and not (runs.are_marks(each.value) and not bool(moved[name].any()))
         }
         late = bool(others) and not self._is_time(lacks)
         if others and not late:

@@ -389,6 +389,26 @@ def test_holes_that_are_taken_rightly_cost_one_run_once(monkeypatch):
     assert rows == [4]
 
 
+@pytest.mark.parametrize("lacks", [True, False])
+def test_a_site_that_observes_what_is_seen_costs_few_runs(monkeypatch, lacks):
+    """Its flags hold no number of the data: dozens of runs asked where their holes are."""
+
+    def model(x, marks):
+        with pyro.plate("data", len(x)):
+            cells = dist.Normal(torch.zeros(2), 1.0).mask(~x.isnan())
+            pyro.sample("x", cells.to_event(1), obs=x.nan_to_num())
+            pyro.sample("marks", dist.Bernoulli(0.5).expand([2]).to_event(1), obs=marks)
+
+    def look(self, *rest, **options):
+        looks.append(rest)
+        return looked(self, *rest, **options)
+
+    looked, looks = Runs.model_under, []
+    monkeypatch.setattr(Runs, "model_under", look)
+    assert told_of(model, (HOLES, (HOLES.isnan() ^ (not lacks)).float()))[0] == []
+    assert len(looks) <= 3
+
+
 def turned(x, seen):
     with pyro.plate("rows", len(x), dim=-1), pyro.plate("cells", 3, dim=-2):
         pyro.sample("x", dist.Normal(0.0, 1.0).mask(seen.T), obs=x.T.nan_to_num())

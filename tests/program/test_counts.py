@@ -278,6 +278,38 @@ def test_the_fewest_arguments_come_as_floats():
     assert torch.equal(*answers)
 
 
+class Joined(Multiplied):
+    """Class numbers first, which its guide joins to the table that comes as floats."""
+
+    def __init__(self):
+        super().__init__()
+        self.look, self.both = nn.Linear(2, 3), nn.Linear(4, 4)
+
+    def model(self, y, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("y", dist.Categorical(logits=self.look(z)), obs=y)
+            pyro.sample("x", dist.Poisson(self.decode(z).exp()).to_event(1), obs=x)
+
+    def guide(self, y, x):
+        SEEN.update(y=y.dtype, x=x.dtype)
+        with pyro.plate("data", len(x)):
+            loc, log_scale = self.both(torch.cat([x, y[:, None]], -1)).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
+SEEN = {}
+
+
+def test_class_numbers_stay_where_other_floats_do_as_well():
+    y, answers = MANY[:, 0] % 3, []
+    for x in (MANY.float(), MANY):
+        torch.manual_seed(3)
+        answers.append(pv.elbo(Joined(), (y, x)))
+        assert SEEN["y"] == torch.int64 and SEEN["x"] == torch.float32
+    assert torch.equal(*answers)
+
+
 def test_one_argument_in_a_container_that_a_network_multiplies():
     def answer(x):
         program = Multiplied()

@@ -5,12 +5,13 @@ from itertools import combinations
 from typing import Any
 
 import torch
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_vae.errors import DataError, ProgramError
-from pyro_vae.program.batches.batch import Batch, as_batch, given_arguments
+from pyro_vae.program.batches.batch import Batch, as_batch, cuda_devices, given_arguments
 from pyro_vae.program.batches.sparse_rows import SparseRows
-from pyro_vae.program.handlers import Message
+from pyro_vae.program.handlers import Message, sample_sites
 from pyro_vae.program.sites.observed import Binding, Cast, Key
 
 _MOST_CHOSEN_FROM = 4  # arguments, of which each choice is tried
@@ -75,26 +76,33 @@ class Counts:
     ) -> bool:
         """Make floats of the fewest integers with which a program runs that refuses a batch.
 
+        Of as many, those that no density over integers observes, if there are such.
+
         Arguments:
             batch: What the program does not run on.
             dtype: Of the program's floats.
-            run: Runs the program on a batch.
+            run: Runs the program on a batch, and returns its trace, or those of model and guide.
 
         Returns:
             Whether that helps.
         """
         leaves = _by_key(batch).items()
         keys = [key for key, leaf in leaves if _is_count(leaf) and key not in self._keys]
-        before = self._keys
+        before, classes = self._keys, None  # keys with which it runs that hold class numbers
         for some in _choices(keys):
+            if classes is not None and len(before | some) > len(classes):
+                break
             self._keys = before | some
             try:
-                run(self.as_floats(batch, dtype))
+                floats = self.as_floats(batch, dtype)
+                ran = run(floats)
             except (DataError, ProgramError):
                 continue
-            return True
-        self._keys = before
-        return False
+            if not _has_classes(ran, floats, some):
+                return True
+            classes = classes or self._keys
+        self._keys = classes or before
+        return classes is not None
 
     def as_floats(self, batch: Batch, dtype: torch.dtype | None) -> Batch:
         """Return a batch, the same one where there is nothing to do, with these made floats.
@@ -159,6 +167,18 @@ def _choices(keys: list[Key]) -> Iterator[set[Key]]:
     sizes = range(1, len(keys) + 1)
     for size in sizes if len(keys) <= _MOST_CHOSEN_FROM else sorted({1, len(keys)}):
         yield from map(set, combinations(keys, size))
+
+
+def _has_classes(ran: Trace | tuple[Trace, Trace], batch: Batch, keys: set[Key]) -> bool:
+    """Return whether a density that draws integers observes one of some arguments of a batch."""
+    model = ran if isinstance(ran, Trace) else ran[0]
+    leaves = [leaf for key, leaf in _by_key(batch).items() if key in keys]
+    with torch.random.fork_rng(cuda_devices(batch)):
+        return any(
+            not _draws_floats(site["fn"])
+            for _, site in sample_sites(model)
+            if any(site["value"] is leaf for leaf in leaves)
+        )
 
 
 def _observes_whole(binding: Binding) -> bool:

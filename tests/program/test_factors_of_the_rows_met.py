@@ -85,6 +85,32 @@ def test_it_trains_and_answers_as_the_program_of_all_rows(form, recwarn):
     assert not recwarn.list
 
 
+ALONE = {
+    "a list": lambda locs, i: locs[i.tolist()],
+    "a list of a row": lambda locs, i: locs[None][0, i.tolist()],
+    "one by one": lambda locs, i: torch.stack([locs[j] for j in i]),
+    "unbound": lambda locs, i: torch.stack([locs[j] for j in i.unbind()]),
+}
+
+
+@pytest.mark.parametrize("rows", [None, N])
+@pytest.mark.parametrize("form", ALONE)
+def test_numbers_in_a_list_or_one_by_one_find_the_factors_too(form, rows, recwarn):
+    """None were seen, and those of the first places alone were trained."""
+
+    def guide(x):
+        locs = pyro.param("locs", torch.zeros(rows or len(x)))
+        with pyro.plate("data", len(x)) as i:
+            pyro.sample("z", dist.Normal(ALONE[form](locs, i), 0.7))
+
+    program = pv.Program(model, guide)
+    train(program, epochs=1, compile=False)
+    assert (parameters(program)["values.locs"] != 0).all()
+    assert not recwarn.list
+    with pytest.raises(ProgramError, match=r"^data: got a loader, .* one factor per datum"):
+        train(pv.Program(model, guide), DataLoader(TensorDataset(X), batch_size=3))
+
+
 @pytest.mark.parametrize("rows", [2, 3])
 @pytest.mark.parametrize("written", [True, False])
 def test_few_data_are_trained_by_their_numbers_too(rows, written):

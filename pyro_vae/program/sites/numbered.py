@@ -144,23 +144,27 @@ class LookUps(TorchFunctionMode):
     def __init__(self, rows: Tensor, total: int) -> None:
         super().__init__()
         self.total, self.found = total, False
-        self._numbers: list[Tensor] = [rows]  # and what is computed of them alone
+        self._count = len(rows)
+        self._numbers: list[Any] = [rows]  # and what is computed of them alone
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run a function of torch, and look at its arguments: what fails has looked nothing up."""
         kwargs = kwargs or {}
-        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        others = [leaf for leaf in tensors if not self._is_of_numbers(leaf)]
-        if len(others) == len(tensors):
+        leaves = pytree.tree_leaves((args, kwargs), is_leaf=self._is_of_numbers)
+        others = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        others = [leaf for leaf in others if not self._is_of_numbers(leaf)]
+        if not any(map(self._is_of_numbers, leaves)):
             return func(*args, **kwargs)
         looked_up = any(self.total in leaf.shape for leaf in others)
         if others and not looked_up:
             # The batch has its own few rows alone: others of them do, so that the run goes on.
-            args, kwargs = pytree.tree_map(self._within, (args, kwargs))
+            args, kwargs = pytree.tree_map(
+                self._within, (args, kwargs), is_leaf=self._is_of_numbers
+            )
         result = func(*args, **kwargs)
         self.found |= looked_up
-        if not others and isinstance(result, Tensor) and self._tells_rows(result):
-            self._numbers.append(result)
+        if not others and self._tells_rows(result):
+            self._numbers += [*result] if isinstance(result, tuple) else [result]
         return result
 
     def _is_of_numbers(self, value: Any) -> bool:
@@ -168,13 +172,20 @@ class LookUps(TorchFunctionMode):
 
     def _within(self, value: Any) -> Any:
         """Return numbers of rows as some that the batch has; all else as it is."""
-        whole = self._is_of_numbers(value) and value.dtype == self._numbers[0].dtype
-        return value % len(self._numbers[0]) if whole else value
+        if not self._is_of_numbers(value):
+            return value
+        if isinstance(value, list):
+            return [number % self._count for number in value]
+        return value % self._count if value.dtype == self._numbers[0].dtype else value
 
-    def _tells_rows(self, result: Tensor) -> bool:
+    def _tells_rows(self, result: Any) -> bool:
         """Return whether each row has another value: ones, as many as there are rows, tell none."""
-        count, shape = len(self._numbers[0]), result.shape
-        return count in shape and len(result.unique(dim=shape.index(count))) == count
+        parts = isinstance(result, tuple) and all(isinstance(each, Tensor) for each in result)
+        if parts or isinstance(result, list):  # a loop over the numbers, or ``tolist``
+            return len({*map(str, result)}) == self._count == len(result)
+        if not isinstance(result, Tensor) or self._count not in result.shape:
+            return False
+        return len(result.unique(dim=result.shape.index(self._count))) == self._count
 
 
 def guides_remembered(module: nn.Module) -> Callable[[], None]:

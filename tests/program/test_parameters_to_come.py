@@ -205,6 +205,23 @@ def test_loaded_values_stand_where_functions_run_that_nothing_has_read(build, tm
         assert all(torch.equal(state[key], value) for key, value in trained.state_dict().items())
 
 
+@pytest.mark.parametrize("build", [NormByFirstCall, norm_in_a_closure])
+@pytest.mark.parametrize("trains", [False, True])
+def test_networks_that_a_look_makes_are_in_the_mode_of_their_program(build, trains, tmp_path):
+    x, trained = data(), pv.Program.of(build())
+    trained.read(x)
+    pv.save(trained.source, tmp_path)
+    program = pv.Program.of(pv.load(tmp_path, into=build())).train(trains)
+    pv.elbo(program, x)
+    modes = {part.training for part in program.own.parts.modules()}
+    assert modes == {trains}
+    with program.running():
+        program.model(x)
+    state, moved = trained.state_dict(), "num_batches_tracked"
+    counts = [int(v - state[k]) for k, v in program.state_dict().items() if k.endswith(moved)]
+    assert counts == [int(trains)]
+
+
 def test_what_stock_pyro_trains_after_a_load_is_not_loaded_again(tmp_path):
     x, trained, other = data(), autoguide_list(), autoguide_list()
     trained.read(x)

@@ -10,6 +10,7 @@ from torch import Tensor, equal, nn
 
 from pyro_vae.callers import of_user
 from pyro_vae.errors import ProgramError
+from pyro_vae.program.parameters.modules import rest_new
 from pyro_vae.program.parameters.parameters import Parameters
 from pyro_vae.program.parameters.values import key_of, listed
 from pyro_vae.program.parameters.watch import Watch
@@ -40,6 +41,8 @@ class Discovery:
         discovery._know_parts()
         try:
             yield discovery
+            if own.fresh:  # the first run: later ones may be looks in eval mode
+                rest_new(own.parts, own.parts_at_first)
             discovery._finish(values, store)
         except BaseException:
             put_back()

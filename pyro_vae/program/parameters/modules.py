@@ -129,6 +129,19 @@ def trainable_parts(module: nn.Module) -> list[nn.Module]:
     return [part for part in module.modules() if any(p.requires_grad for p in part.parameters())]
 
 
+def rest_new(module: nn.Module, known: Container[str]) -> None:
+    """Put parts that have come into eval mode where the part that holds them is in that.
+
+    Arguments:
+        module: All of them lie in it.
+        known: The names of those that were there before.
+    """
+    parts = dict(module.named_modules())
+    for name, part in parts.items():
+        if name not in known and not parts[name.rpartition(".")[0]].training:
+            part.eval()
+
+
 @contextmanager
 def generators_kept() -> Iterator[None]:
     """Put the global generators of NumPy and Python back, on leaving, to what they were."""

@@ -58,7 +58,9 @@ class Parameters:
         self.made: dict[nn.Parameter, bool | None] = {}
         self.announced: dict[str, Tensor] = {}  # by the names of statements, as batches were read
         self.outdated: set[str] = set()  # keys of values of functions that were replaced
-        self.at_first = set(self.part_tensors())  # names: others come with the first run
+        # Names of tensors and of modules: others come with the first run.
+        self.at_first = set(self.part_tensors())
+        self.parts_at_first = {name for name, _ in self.parts.named_modules()}
         self.fresh = True  # the functions have not run
         self.moved = False  # a training has taken a step
         self.version = 0  # one more whenever a run has found new parameters
@@ -299,6 +301,7 @@ class Parameters:
         self.outdated = set(self.values)
         self.shown.clear()
         self.at_first = set(self.part_tensors())
+        self.parts_at_first = {name for name, _ in self.parts.named_modules()}
 
     def remembered(self) -> Callable[[], None]:
         """Return a function that puts back which parameters and parts there are now."""

@@ -413,7 +413,7 @@ def _require_whole_batches(
     feed: TensorFeed | LoaderFeed,
     world: World,
     *,
-    transformed: bool,
+    transformed: bool = False,
     by_number: bool = False,
 ) -> None:
     """Refuse parts of the data under a guide that has one factor per datum.
@@ -578,7 +578,7 @@ def _prepare_valid(
     batch_size: int,
     feed: TensorFeed | LoaderFeed,
     world: World,
-    transformed: bool,
+    transformed: bool = False,
 ) -> Validation | None:
     """Check validation data before anything changes, those of a stream by their first batch.
 

@@ -578,7 +578,7 @@ def _prepare_valid(
     batch_size: int,
     feed: TensorFeed | LoaderFeed,
     world: World,
-    transformed: bool = False,
+    transformed: bool,
 ) -> Validation | None:
     """Check validation data before anything changes, those of a stream by their first batch.
 

@@ -232,6 +232,22 @@ def test_integers_that_floats_do_not_hold_exactly_are_refused():
     assert not digits_lost(MANY * 2**25, torch.float32)  # beyond, and held exactly
 
 
+def test_large_integers_that_a_density_scores_may_follow_small_ones():
+    """No network multiplies them: a count of many among others is no reason to stop."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(pyro.param("loc", torch.zeros(())), 1e7), obs=x)
+
+    found, x = [], torch.arange(40)
+    x[33] = 30_000_001
+    for rows in (x, x.float()):
+        program = pv.Program(model, lambda x: None)
+        run = pv.fit(program, rows, epochs=2, batch_size=10, lr=0.1, seed=0, progress=False)
+        found.append(torch.cat([torch.tensor(run.history["loss"]), pv.elbo(program, rows)]))
+    assert torch.equal(*found)
+
+
 def test_large_integers_that_a_density_takes_stay_as_they_are_given():
     seen = []
 

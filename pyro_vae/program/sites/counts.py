@@ -28,6 +28,7 @@ class Counts:
 
     def __init__(self) -> None:
         self._keys: set[Key] = set()
+        self._scored: set[Key] = set()  # of these, those that a density over floats observes
 
     def candidates(
         self, sites: Iterable[tuple[str, Message]], bindings: Mapping[str, Binding], batch: Batch
@@ -64,12 +65,17 @@ class Counts:
             dtype: Of the program's floats.
             run: Runs the program on a batch.
         """
+        given, floats = _by_key(batch), dtype or torch.get_default_dtype()
         for key in candidates - self._keys:
+            if digits_lost(given[key], floats):
+                continue  # the functions may reckon with the last of them
             self._keys.add(key)
+            self._scored.add(key)
             try:
                 run(self.as_floats(batch, dtype))
             except (DataError, ProgramError):
                 self._keys.remove(key)
+                self._scored.remove(key)
 
     def try_floats(
         self, batch: Batch, dtype: torch.dtype | None, run: Callable[[Batch], Any]
@@ -108,7 +114,8 @@ class Counts:
         """Return a batch, the same one where there is nothing to do, with these made floats.
 
         Raises:
-            DataError: Numbers that these floats do not hold exactly.
+            DataError: Numbers that a network multiplies, and that these floats do not hold exactly.
+                Those that a density scores are rounded: it hardly moves by their last digits.
         """
         if not self._keys:
             return batch
@@ -117,12 +124,23 @@ class Counts:
             return batch
         floats = dtype or torch.get_default_dtype()
         come = {
-            key: _exactly(key, leaf, floats) if key in self._keys and _is_integer(leaf) else leaf
+            key: self._in_floats(key, leaf, floats)
+            if key in self._keys and _is_integer(leaf)
+            else leaf
             for key, leaf in given.items()
         }
         args, kwargs = given_arguments(batch)
         positional = tuple(come[place] for place in range(len(args)))
         return as_batch(batch, positional, {name: come[name] for name in kwargs})
+
+    def _in_floats(
+        self, key: Key, leaf: Tensor | SparseRows, dtype: torch.dtype
+    ) -> Tensor | SparseRows:
+        lost = "" if key in self._scored else digits_lost(leaf, dtype)
+        if lost:
+            name = f"argument {key}" if isinstance(key, int) else key
+            raise DataError(f"{name}: the program takes it as floats, and {lost}")
+        return leaf.to(dtype)
 
 
 def _by_key(batch: Batch) -> dict[Key, Any]:
@@ -149,17 +167,9 @@ def digits_lost(leaf: Tensor | SparseRows, dtype: torch.dtype) -> str:
         return ""
     return (
         f"got whole numbers from {low} to {high}, expected none beyond {bound}, up to which "
-        f"{str(dtype).removeprefix('torch.')} holds each exactly; subtract an offset, or give "
-        "floats in float64"
+        f"{str(dtype).removeprefix('torch.')} holds each exactly; subtract an offset from the "
+        "data, or take program and data in float64 (program.double())"
     )
-
-
-def _exactly(key: Key, leaf: Tensor | SparseRows, dtype: torch.dtype) -> Tensor | SparseRows:
-    lost = digits_lost(leaf, dtype)
-    if lost:
-        name = f"argument {key}" if isinstance(key, int) else key
-        raise DataError(f"{name}: the program takes it as floats, and {lost}")
-    return leaf.to(dtype)
 
 
 def _choices(keys: list[Key]) -> Iterator[set[Key]]:

@@ -100,7 +100,8 @@ class Copy:
 
 def import_all(log: Path) -> None:
     """Import what a run has imported, but the package and what uses it; each fork has it then."""
-    own = {path.stem for path in (ROOT / "tests").rglob("*.py")}
+    found = (ROOT / "tests").rglob("*.py")
+    own = {each.stem for path in found for each in (path, path.parent)}  # a folder is a package
     own |= {PACKAGE, "tests", "benchmarks", "__main__"}
     for line in log.read_text().splitlines():
         word, _, name = line.partition(" ")

@@ -689,13 +689,6 @@ BUGS = [
         "t_shuffled_data_tell",
     ),
     Bug(
-        "the constraint of a value that has been dropped",
-        "program/parameters/parameters.py",
-        "del self.values[key], self.known[key]",
-        "del self.values[key]",
-        "tests/program/test_replaced_parts.py::test_the_constraint_of_a_value_goes_with_it",
-    ),
-    Bug(
         "late values that the store lacks as a run goes on",
         "program/parameters/late_values.py",
         "Value(each.name, each.constraint)",
@@ -840,7 +833,7 @@ BUGS = [
         "any(self.total in leaf.shape for leaf in others)",
         "any(self.total in leaf.shape[:1] for leaf in others)",
         "tests/program/test_factors_of_the_rows_met.py"
-        "::test_it_trains_and_answers_as_the_program_of_all_rows",
+        "::test_numbers_in_a_list_or_one_by_one_find_the_factors_too",
     ),
     Bug(
         "an argument's number in the place of a hole taken for what stands in, whatever it does",

@@ -3,6 +3,8 @@
 Class numbers and indices stay.
 """
 
+from contextlib import nullcontext
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -243,7 +245,9 @@ def test_large_integers_that_a_density_scores_may_follow_small_ones():
     x[33] = 30_000_001
     for rows in (x, x.float()):
         program = pv.Program(model, lambda x: None)
-        run = pv.fit(program, rows, epochs=2, batch_size=10, lr=0.1, seed=0, progress=False)
+        told = pytest.warns(UserWarning, match="which round it") if rows is x else nullcontext()
+        with told:
+            run = pv.fit(program, rows, epochs=2, batch_size=10, lr=0.1, seed=0, progress=False)
         found.append(torch.cat([torch.tensor(run.history["loss"]), pv.elbo(program, rows)]))
     assert torch.equal(*found)
 

@@ -1,5 +1,6 @@
 """Integers that come as floats: counts as files hold them, and what networks multiply."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import combinations
 from typing import Any
@@ -8,11 +9,13 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_vae.callers import of_user
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.program.batches.batch import Batch, as_batch, cuda_devices, given_arguments
 from pyro_vae.program.batches.sparse_rows import SparseRows
 from pyro_vae.program.handlers import Message, sample_sites
 from pyro_vae.program.sites.observed import Binding, Cast, Key
+from pyro_vae.program.told import silenced
 
 _MOST_CHOSEN_FROM = 4  # arguments, of which each choice is tried
 
@@ -29,6 +32,7 @@ class Counts:
     def __init__(self) -> None:
         self._keys: set[Key] = set()
         self._scored: set[Key] = set()  # of these, those that a density over floats observes
+        self._told: set[Key] = set()  # and of these, those that were rounded with a warning
 
     def candidates(
         self, sites: Iterable[tuple[str, Message]], bindings: Mapping[str, Binding], batch: Batch
@@ -115,7 +119,8 @@ class Counts:
 
         Raises:
             DataError: Numbers that a network multiplies, and that these floats do not hold exactly.
-                Those that a density scores are rounded: it hardly moves by their last digits.
+                Those that a density alone scores are rounded with a warning: it hardly moves by
+                their last digits, and other code may.
         """
         if not self._keys:
             return batch
@@ -136,10 +141,16 @@ class Counts:
     def _in_floats(
         self, key: Key, leaf: Tensor | SparseRows, dtype: torch.dtype
     ) -> Tensor | SparseRows:
-        lost = "" if key in self._scored else digits_lost(leaf, dtype)
-        if lost:
-            name = f"argument {key}" if isinstance(key, int) else key
+        lost = "" if key in self._told else digits_lost(leaf, dtype)
+        name = f"argument {key}" if isinstance(key, int) else key
+        if lost and key not in self._scored:
             raise DataError(f"{name}: the program takes it as floats, and {lost}")
+        if lost and not silenced():
+            self._told.add(key)
+            warnings.warn(
+                f"{name}: a density scores it in floats, which round it: {lost}",
+                stacklevel=of_user(),
+            )
         return leaf.to(dtype)
 
 

@@ -446,6 +446,24 @@ class OwnParameters(Messenger):
         msg["done"] = True
 
 
+def parameter_of(value: Tensor) -> Tensor:
+    """Return the parameter behind what a statement answers, which may be constrained."""
+    reference = getattr(value, "unconstrained", None)
+    leaf = None if reference is None else reference()
+    return value if leaf is None else leaf
+
+
+class StatedNames(Messenger):
+    """Note under which name each parameter is announced first, by the parameters' ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[int, str] = {}
+
+    def _pyro_post_param(self, msg: Message) -> None:
+        self.found.setdefault(id(parameter_of(msg["value"])), msg["name"])
+
+
 class WantParameters(Messenger):
     """Mark a stock loss that takes gradients only where its traces hold ``param`` sites."""
 

@@ -13,7 +13,6 @@ from pyro.params.param_store import (
     normalize_param_name,
     user_param_name,
 )
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim.lr_scheduler import LRScheduler
@@ -23,6 +22,7 @@ from pyro_vae.callers import of_user
 from pyro_vae.errors import ConfigError
 from pyro_vae.inference.objectives.objective import OptimizerFactory
 from pyro_vae.program.batches.batch import Batch
+from pyro_vae.program.handlers import StatedNames
 from pyro_vae.program.parameters.object_graph import installed
 from pyro_vae.program.program import Program
 from pyro_vae.torch_private import step_hooks
@@ -290,22 +290,9 @@ def _clip(clips: list[tuple[nn.Parameter, dict[str, float]]]) -> None:
             clip_grad_value_(parameter, clip["clip_value"])
 
 
-class _Names(Messenger):
-    """Note under which name each parameter is announced."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: dict[int, str] = {}
-
-    def _pyro_post_param(self, msg: Any) -> None:
-        value = msg["value"]
-        unconstrained = getattr(value, "unconstrained", None)
-        self.found.setdefault(id(unconstrained() if unconstrained else value), msg["name"])
-
-
 def _pyro_names(program: Program, batch: Batch) -> dict[int, str]:
     """Return the names that Pyro's statements give the parameters; ours, where there is none."""
-    with _Names() as names:
+    with StatedNames() as names:
         program.reader.look(batch)
     return _known_names(program) | names.found
 

@@ -693,7 +693,7 @@ BUGS = [
         "program/parameters/late_values.py",
         "Value(each.name, each.constraint)",
         "Value(each.name)",
-        "tests/storage/test_resume.py"
+        "tests/storage/test_resume_late_values.py"
         "::test_functions_that_read_the_store_find_late_values_there_as_the_run_goes_on",
     ),
     Bug(

@@ -239,16 +239,23 @@ def test_what_stock_pyro_trains_after_a_load_is_not_loaded_again(tmp_path):
     assert float(weight.detach()) == 0.5
 
 
-def test_weights_that_functions_read_without_a_name_are_refused_before_a_look(tmp_path):
-    x, trained, other = data(), tensors_without_names(), tensors_without_names()
+def requires_a_look(trained, other, x, said, folder):
+    """Check that a loaded program is refused until it has read rows, and is right from then on."""
     trained.read(x)
-    pv.save(trained, tmp_path)
-    pv.load(tmp_path, into=other)
-    with pytest.raises(ProgramError, match=r"'values.found-0'.*call program.read\(rows\) before"):
+    pv.save(trained, folder)
+    pv.load(folder, into=other)
+    with pytest.raises(ProgramError, match=said):
         densities(other, x)
     other.read(x)
     *expected, latents = densities(trained, x)
     torch.testing.assert_close(list(densities(other, x, latents)[:2]), expected)
+
+
+def test_weights_that_functions_read_without_a_name_are_refused_before_a_look(tmp_path):
+    x, trained, other = data(), tensors_without_names(), tensors_without_names()
+    requires_a_look(
+        trained, other, x, r"'values.found-0'.*call program.read\(rows\) before", tmp_path
+    )
 
 
 def test_networks_that_no_search_finds_are_refused_before_a_look(tmp_path):
@@ -258,14 +265,9 @@ def test_networks_that_no_search_finds_are_refused_before_a_look(tmp_path):
         return pv.Program(lambda x: decode(get(), x, False), functools.partial(LazyLayers.guide, 0))
 
     x, trained, other = data(), build(), build()
-    trained.read(x)
-    pv.save(trained, tmp_path)
-    pv.load(tmp_path, into=other)
-    with pytest.raises(ProgramError, match=r"'parts\.Linear\.weight'.*a Linear that was called"):
-        densities(other, x)
-    other.read(x)
-    *expected, latents = densities(trained, x)
-    torch.testing.assert_close(list(densities(other, x, latents)[:2]), expected)
+    requires_a_look(
+        trained, other, x, r"'parts\.Linear\.weight'.*a Linear that was called", tmp_path
+    )
 
 
 def test_a_file_of_other_sites_is_refused_by_the_first_run(tmp_path):

@@ -19,7 +19,7 @@ from pyro_vae.errors import ConfigError, ProgramError
 from pyro_vae.inference.objectives.elbo import ELBO
 from pyro_vae.inference.objectives.objective import Objective, TermsObjective, Update
 from pyro_vae.program.densities.joint import Joint
-from pyro_vae.program.handlers import Message, WantParameters, sample_sites
+from pyro_vae.program.handlers import Message, StatedNames, WantParameters, sample_sites
 from pyro_vae.program.looks.failures import users_line
 from pyro_vae.program.program import Program
 
@@ -85,7 +85,7 @@ class StockObjective:
         kept = {parameter: parameter.grad for parameter in program.parameters()}
         for parameter in kept:
             parameter.grad = None
-        with WantParameters(), self._nesting_of(joint), _Stated() as stated:
+        with WantParameters(), self._nesting_of(joint), StatedNames() as stated:
             model = _OneStated()(_InAllPlates()(joint.model))
             value = self._elbo.loss_and_grads(model, joint.guide, *joint.args, **joint.kwargs)
         late = [p for p in program.own.with_made() if p not in kept and p.grad is not None]
@@ -103,18 +103,6 @@ class StockObjective:
         total = sum(value) if isinstance(value, tuple) else value
         constant = parameters[0].new_tensor(float(total) / joint.size)
         return _Handout.apply(constant, grads, *parameters)
-
-
-class _Stated(Messenger):
-    """Note the parameters that statements ask for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: set[int] = set()
-
-    def _pyro_post_param(self, msg: Message) -> None:
-        unconstrained = getattr(msg["value"], "unconstrained", None)
-        self.found.add(id(unconstrained() if unconstrained else msg["value"]))
 
 
 class _OneStated(Messenger):

@@ -13,6 +13,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
+from pyro_vae.program.handlers import parameter_of
 from pyro_vae.torch_private import unwarned_of_hooks
 
 
@@ -88,7 +89,7 @@ class Statements(Messenger):
             """Tell of what a block stops: nobody else sees it."""
             stopped = msg["type"] == "param" and msg["stop"] and isinstance(msg["value"], Tensor)
             if stopped and threading.get_ident() == mine:
-                self._tell(msg["name"], _unconstrained(msg["value"]), True)
+                self._tell(msg["name"], parameter_of(msg["value"]), True)
             then(block, msg)
 
         BlockMessenger._postprocess_message = postprocess  # type: ignore[assignment,method-assign]
@@ -101,7 +102,7 @@ class Statements(Messenger):
                 BlockMessenger._postprocess_message = around  # type: ignore[method-assign]
 
     def _pyro_post_param(self, msg: Any) -> None:
-        self._tell(msg["name"], _unconstrained(msg["value"]), False)
+        self._tell(msg["name"], parameter_of(msg["value"]), False)
 
 
 @contextmanager
@@ -138,9 +139,3 @@ def noting_made(made: dict[nn.Parameter, bool | None], values: nn.ParameterDict)
     finally:
         nn.Parameter.__deepcopy__ = copied  # type: ignore[method-assign]
         hook.remove()
-
-
-def _unconstrained(value: Tensor) -> Tensor:
-    reference = getattr(value, "unconstrained", None)
-    leaf = None if reference is None else reference()
-    return value if leaf is None else leaf

@@ -840,7 +840,7 @@ BUGS = [
         "program/sites/stand_ins.py",
         "(stays | (equal & less))",
         "(stays | equal)",
-        "tests/program/looks/test_holes.py"
+        "tests/program/looks/test_stand_ins.py"
         "::test_holes_that_count_are_told_of_beside_an_argument_with_the_same_numbers",
     ),
     Bug(

@@ -57,6 +57,7 @@ from pyro_vae.program.looks.cuts import (
     changes_by_others,
     cut_to,
     few_of,
+    goes_by_place,
     kinds_of_terms,
     parts_of,
     takes_parts,
@@ -79,6 +80,7 @@ from pyro_vae.program.looks.rows_as_events import warn_of_rows_as_events
 from pyro_vae.program.parameters.discovery import Discovery
 from pyro_vae.program.parameters.modules import (
     leaves_behind,
+    set_apart,
 )
 from pyro_vae.program.sites.holes import Holes, observed_holes, of_factors, of_joint_rows
 from pyro_vae.program.sites.masks import is_masked, tell_of_masks
@@ -592,6 +594,22 @@ class Reader:
                         run(*args, **kwargs)
                     forget_plates(self._program.own.parts)
         return seen.found
+
+    def goes_by_place(self, batch: Batch) -> bool:
+        """Return whether the program looks up what it has of a datum by its place in the batch.
+
+        Arguments:
+            batch: Some rows, more than one.
+        """
+        few, _ = few_of(batch, num_rows(batch))
+        with self.runs.running(few) as run_rows:
+            run: PairOf = lambda some, *more: run_rows(some, num_rows(some), *more)  # noqa: E731
+            with suppress(Exception):  # a first run makes parameters
+                run(few, {})
+            with set_apart(self._program):
+                found = goes_by_place(run, few)
+            # It may not run on such weights.
+            return bool(goes_by_place(run, few) if found is None else found)
 
     def look(self, batch: Batch) -> tuple[Trace, Trace]:
         """Trace model and guide once: in eval mode, no gradient, and no random number used up."""

@@ -106,6 +106,8 @@ class Rows:
         self._reader = reader
         self._fixed: bool | None = None  # to the rows that the program was read with
         self._settled = False  # whether it is known if the guide has a factor for each datum
+        self._by_place: bool | None = None  # whether it is; None: not known
+        self._places: int | None = None  # N, trained by their places
         self.total: int | None = None  # N, where parts of the program's own rows go by number
         self.told: int | None = None  # N, where a file says that the guide has a factor for each
         self.trained: str | None = None  # hashes of the rows that these were trained on
@@ -114,6 +116,7 @@ class Rows:
     def forget(self) -> None:
         """Find out anew: model or guide has been replaced."""
         self._fixed, self._settled, self.total = None, False, None
+        self._by_place = self._places = None
         self._supports = _Supports()
 
     def numbered(self, data: Batch) -> Batch:
@@ -188,7 +191,23 @@ class Rows:
         with self._reader.runs.undone():
             if self._take(_some(batch, _MET)) and not self._take(_some(batch, _MET - 1)):
                 fixed = self._has_factors(_MET)
-        return fixed or self._looks_up(batch, total) > 0
+        return fixed or self._looks_up(batch, total) > 0 or self.go_by_place(batch)
+
+    def go_by_place(self, batch: Batch) -> bool:
+        """Return whether the program finds what it has of a datum by its place: ``loc[: len(x)]``.
+
+        Batches train the first of these alone. Found out once.
+        """
+        if isinstance(batch, Whole | Part) or checks.is_meta(batch):
+            return False
+        if self._by_place is None:
+            some = batch if num_rows(batch) > 1 else _some(batch, _MET)
+            self._by_place = self._reader.goes_by_place(some)
+        return self._by_place
+
+    def keep_places(self, total: int) -> None:
+        """Fix a program to all N rows, whose places tell it what it has of each."""
+        self._places, self._fixed = total, True
 
     def _runs_on_few(self, data: Batch) -> bool:
         """Return whether the program runs on a few rows, and then on another number of them."""
@@ -292,7 +311,8 @@ class Rows:
 
         One that is fixed to a number of rows without such has its batch size written in.
         """
-        return self.total is not None or self._has_factors(self._reader.rows_read)
+        known = self.total is not None or self._places is not None
+        return known or self._has_factors(self._reader.rows_read)
 
     def _has_factors(self, rows: int) -> bool:
         """Return whether a parameter of the guide has so many rows."""
@@ -315,7 +335,7 @@ class Rows:
     @property
     def fixed_to(self) -> int | None:
         """The number of rows that the program takes, none more or less; None where any."""
-        return self._reader.rows_read if self._fixed else None
+        return (self._places or self._reader.rows_read) if self._fixed else None
 
     @property
     def own(self) -> int | None:
@@ -337,7 +357,11 @@ class Rows:
         own = self.told or self.total or self.fixed_to or rows
         if rows != own and not isinstance(batch, Part):
             why = (
-                "a guide with one factor per datum answers for the rows that it was trained on, "
+                "it finds what it has of a datum by its place (`loc[:len(x)]`), for those that it "
+                "was trained on, all of them, as tensors; index its factors by the plate (`with "
+                "pyro.plate(...) as i: loc[i]`), or give a guide that reads the data"
+                if self._places and not self.told
+                else "a guide with one factor per datum answers for the rows it was trained on, "
                 "all of them, as tensors; for others ask pv.infer(program, rows, how='local'), or "
                 "give a guide that reads the data"
                 if self.told or (self.own is not None and self._has_factors(own))

@@ -432,6 +432,10 @@ def _require_whole_batches(
     if not (own or isinstance(first, Part)) and feed.size > num_rows(first):
         own = by_number = by_number or program.rows.go_by_number(first, feed.size)
     by_number = by_number or program.rows.total is not None
+    if not own and program.rows.go_by_place(first):
+        own = True
+        if whole:
+            program.rows.keep_places(feed.size)
     if own and isinstance(feed, LoaderFeed) and world.size == 1:
         raise ProgramError(
             f"data: got a loader, which does not say which rows its batches of {feed.batch_size} "

@@ -513,9 +513,9 @@ def test_a_parameter_and_a_part_for_each_number_of_rows():
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(loc, 1.0))
 
-    program = pv.Program(model, guide)
-    pv.fit(program, torch.randn(20), epochs=1, batch_size=20, compile=False)
-    pv.elbo(program, torch.randn(20), num_particles=2)
+    program, data = pv.Program(model, guide), torch.randn(20)
+    pv.fit(program, data, epochs=1, batch_size=20, compile=False)
+    pv.elbo(program, data, num_particles=2)
     assert sorted(name for name, _ in program.named_parameters()) == [
         "values.loc_20",
         "values.scale_20",
@@ -532,7 +532,7 @@ def test_batches_alone_bring_parameters_for_their_numbers_of_rows():
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     def guide(x):
-        loc = pyro.param(f"loc_{len(x)}", torch.zeros(len(x)))
+        loc = pyro.param(f"loc_{len(x)}", torch.zeros(()))
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(loc, 1.0))
 

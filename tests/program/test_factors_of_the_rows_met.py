@@ -286,3 +286,81 @@ def test_a_parameter_of_as_many_rows_that_no_number_finds_is_no_such_factor():
     train(program, epochs=1, compile=False)
     assert parameters(program)["values.shift"].shape == (3,)
     assert pv.elbo(program, X[:5]).shape == (5,)
+
+
+def of_names(x, i):
+    return torch.stack([pyro.param(f"loc_{int(j)}", torch.ones(())) for j in i])
+
+
+def of_places(look_up):
+    def find(x, i):
+        return look_up(pyro.param("locs", torch.ones(N)), x, i)
+
+    return find
+
+
+PLACES = {
+    "a name for each number": of_names,
+    "integers": of_places(lambda locs, x, i: torch.stack([locs[int(j)] for j in i])),
+    "between numbers": of_places(lambda locs, x, i: locs[i.min() : i.max() + 1]),
+    "numbers of its own": of_places(lambda locs, x, i: locs[torch.arange(len(x))]),
+    "a slice": of_places(lambda locs, x, i: locs[: len(x)]),
+    "narrowed": of_places(lambda locs, x, i: locs.narrow(0, 0, len(x))),
+}
+
+
+def by_place(form):
+    def guide(x):
+        with pyro.plate("data", len(x)) as i:
+            pyro.sample("z", dist.Delta(PLACES[form](x, i), log_density=torch.zeros(len(x))))
+
+    return pv.Program(model, guide)
+
+
+@pytest.mark.filterwarnings("ignore:elbo. site 'z'. the guide is a point mass")
+@pytest.mark.parametrize("form", PLACES)
+def test_factors_of_places_train_on_all_rows_alone(form):
+    """The first of them were trained by the rows of all batches, from loaders without a word."""
+    for batch_size in (1, 3, N):
+        with pytest.raises(ProgramError, match=r"^data: got a loader, .* one factor per datum"):
+            train(by_place(form), DataLoader(TensorDataset(X), batch_size=batch_size))
+    with pytest.raises(ProgramError, match=r"^batch_size: got 3, .* by the rows of a part"):
+        train(by_place(form))
+    with pytest.raises(ProgramError, match=r"^accumulate: .* by its place in the batch"):
+        train(by_place(form), batch_size=N, accumulate=2)
+    program = by_place(form)
+    assert pv.elbo(program, X[:3]).shape == (3,)  # untrained, it answers for any
+    train(program, batch_size=N, epochs=1, lr=N / 2, optimizer=torch.optim.SGD, compile=False)
+    found = torch.cat([value.reshape(-1) for value in parameters(program).values()])
+    torch.testing.assert_close(found, X / 2)  # Newton's step to the best point of each row
+    with pytest.raises(DataError, match=r"got 3 rows, expected the 8 .* by its place"):
+        pv.elbo(program, X[-3:])
+
+
+RIGHT = {
+    "a fixed slice": lambda x, numbers, locs: x[:, 0] * locs[:1] + locs[2:3],
+    "time steps": lambda x, numbers, locs: x @ locs[: x.shape[1]],
+    "numbers in the data": lambda x, numbers, locs: locs[numbers],
+    "the longest of a batch": lambda x, numbers, locs: x[:, 0] * locs[: numbers.max() + 1].mean(),
+    "the rows before": lambda x, numbers, locs: locs[0] * x.cumsum(0)[:, 0],
+    "noise": lambda x, numbers, locs: x[:, 0] * locs[0] + torch.randn(len(x)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:site 'z'. its density in the guide depends on the rows beside")
+@pytest.mark.parametrize("form", RIGHT)
+def test_lookups_by_other_numbers_than_the_place_are_taken(form):
+    data = (torch.stack([X, X.flip(0)], 1), torch.arange(N))
+
+    def model(x, numbers):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z[:, None], 1.0).expand([len(x), 2]).to_event(1), obs=x)
+
+    def guide(x, numbers):
+        locs = pyro.param("locs", torch.ones(N))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(RIGHT[form](x, numbers, locs), 0.7))
+
+    for loaded in (data, DataLoader(TensorDataset(*data), batch_size=3)):
+        assert train(pv.Program(model, guide), loaded, epochs=1, compile=False).steps == 3

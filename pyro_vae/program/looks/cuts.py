@@ -204,6 +204,34 @@ def changes_by_others(run: PairOf, few: Batch) -> set[Change] | None:
     return found
 
 
+def goes_by_place(run: PairOf, few: Batch) -> bool | None:
+    """Return whether a density of a datum is another at another place among the same rows.
+
+    So it is of what is looked up by ``loc[: len(x)]``. What follows the rows beside a datum in
+    their order is no such: the rows before it are others then. None where it does not run on them.
+
+    Arguments:
+        run: Runs the pair on a batch at given latents.
+        few: Some rows.
+    """
+    turned = torch.arange(num_rows(few)).roll(1)
+    try:
+        whole = run(few, {})
+        if unlike(whole, run(few, latents_cut(whole), 1)):
+            run = with_equal_noise(run, few)
+            whole = run(few, {})
+        moved = run(cut_to(few, turned), latents_cut(whole, turned))
+        if not unlike(whole, moved, turned):
+            return False
+        rounding = _rounding(whole, [_run_rounded(run, few, whole, s) for s in range(_TRIES)])
+        found = {each for each in unlike(whole, moved, turned, rounding) if each.inside}
+    except Exception:  # as in changes_beside
+        return None
+    if not found or _followers(run, few, turned[1:]):  # latents outside the plate keep their places
+        return False
+    return bool(found - (changes_by_others(run, few) or set()))
+
+
 def _sides(rows: int) -> Iterator[Tensor]:
     """Yield rows to keep while the others are replaced: both sides of partitions.
 

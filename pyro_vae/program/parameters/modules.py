@@ -228,6 +228,26 @@ def off_zero(module: nn.Module) -> Iterator[bool]:
             row[zero] = before
 
 
+@contextmanager
+def set_apart(module: nn.Module) -> Iterator[None]:
+    """Have no two numbers among the parameters equal inside a block, and put them back.
+
+    Of weights that start alike nothing shows which of them is looked up.
+    """
+    make_dense(module.parameters())
+    held = [p.data for p in module.parameters() if p.is_floating_point() and not p.is_meta]
+    before = [value.clone() for value in held]
+    generator = torch.Generator().manual_seed(0)
+    for value in held:
+        value.mul_(1 + 0.2 * torch.rand(value.shape, generator=generator).to(value))
+    try:
+        with off_zero(module):
+            yield
+    finally:
+        for value, old in zip(held, before, strict=True):
+            value.copy_(old)
+
+
 def evaluating(module: nn.Module) -> AbstractContextManager[None]:
     """Put a module into eval mode inside a block, and each of its parts back as it was."""
     return _in_mode(module, False)

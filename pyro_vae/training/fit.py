@@ -376,6 +376,22 @@ def _tell_of_own_rows(sites: Sites) -> None:
         )
 
 
+def _tell_of_another_size(program: Program, first: Batch, total: int) -> None:
+    """Warn of a plate that has another number of all rows written in than the data have."""
+    name = program.sites.plate.name
+    own = isinstance(first, Whole | Part) or program.rows.fixed  # rows that the guide has found
+    of_model = total if own else program.reader.runs.written.get(name, total)
+    written = program.sites.size or of_model
+    if isinstance(first, Whole) or written in (total, num_rows(first)):
+        return
+    warnings.warn(
+        f"fit: the plate {name!r} says that there are {counted(written, 'row')} in all, and the "
+        f"data have {total}: rows of a batch of B count {total} / B times, and {written} / B times "
+        f"in steps of stock SVI; write {total} in the program, or give all {written} rows",
+        stacklevel=of_user(),
+    )
+
+
 def _check_parts(program: Program, first: Batch, size: int, count: int) -> None:
     """Refuse programs of whose batches no part can be taken."""
     if count == 1:
@@ -507,6 +523,7 @@ def _prepared(
         feed, first = _read(program, data, batch_size, transform, world, feed.size, seed)
     _check_shares(program, feed, world)
     _tell_of_own_rows(program.sites)
+    _tell_of_another_size(program, first, feed.size)
     program.batches_alone = isinstance(feed, LoaderFeed)
     if isinstance(feed, LoaderFeed):
         program.reader.tell_of_batches(first, feed.size)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from oracles import PPCA, ExactPPCA
 from programs import CASES, mlp
+from pyro import poutine
 from pyro.infer.autoguide import AutoDelta, init_to_sample
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -692,3 +693,42 @@ def test_the_best_weights_come_with_an_extra_state_and_a_file_of_it_is_refused(t
     assert vae.extra.kept == max(0, run.best_epoch - 1)
     with pytest.raises(CheckpointError, match=r"_extra_state' .* is a dict, expected a tensor"):
         pv.fit(vae, x, out=tmp_path / "run", **settings)
+
+
+SIZED = {
+    "drawn": {"subsample_size": True},
+    "of the guide": {},
+    "told": {"subsample": True},
+}
+
+
+@pytest.mark.parametrize("total", [8, 20])
+@pytest.mark.parametrize("kind", SIZED)
+def test_another_number_of_all_rows_in_the_plate_is_told(kind, total, recwarn):
+    """Stock Pyro weighs by it, fit by the rows that there are."""
+
+    def rows(x, **given):
+        given = {name: x if name == "subsample" else len(x) for name in given}
+        return pyro.plate("data", total, **given)
+
+    def model(x):
+        with rows(x, **SIZED[kind]):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x.float())
+
+    def guide(x):
+        with rows(x, **SIZED[kind]) if SIZED[kind] else pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(pyro.param("loc", torch.zeros(())), 1.0))
+
+    data = torch.arange(8)
+    beside = poutine.replay(model, trace=poutine.trace(guide).get_trace(data[:4]))
+    assert poutine.trace(beside).get_trace(data[:4]).nodes["x"]["scale"] == total / 4
+    pyro.clear_param_store()
+    for loaded in (data, DataLoader(TensorDataset(data), batch_size=4)):
+        pv.fit(pv.Program(model, guide), loaded, epochs=1, batch_size=4, progress=False)
+    told = [str(each.message) for each in recwarn.list]
+    assert len(told) == (2 if total != 8 else 0), told
+    for message in told:
+        assert message.startswith(
+            f"fit: the plate 'data' says that there are {total} rows in all, and the data have 8: "
+        )

@@ -4,6 +4,7 @@ Class numbers and indices stay.
 """
 
 from contextlib import nullcontext
+from itertools import permutations
 
 import numpy as np
 import pyro
@@ -250,6 +251,34 @@ def test_large_integers_that_a_density_scores_may_follow_small_ones():
             run = pv.fit(program, rows, epochs=2, batch_size=10, lr=0.1, seed=0, progress=False)
         found.append(torch.cat([torch.tensor(run.history["loss"]), pv.elbo(program, rows)]))
     assert torch.equal(*found)
+
+
+THIRDS = torch.full((3,), 1 / 3)
+SCORED = {
+    "poisson": lambda n: dist.Poisson(n.float().mean().expand(2, 3)).to_event(1),
+    "binomial": lambda n: dist.Binomial(2 * n.max(), torch.tensor(0.5)).expand([2, 3]).to_event(1),
+    "multinomial": lambda n: dist.Multinomial(int(n.sum(-1)[0]), THIRDS).expand([2]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:argument 0. a density scores it in floats")
+@pytest.mark.parametrize("kind", SCORED)
+def test_integers_small_and_large_and_floats_are_scored_alike_in_any_order(kind):
+    """Each sum has terms of up to 2e9, of which float32 holds seven digits."""
+    small = torch.tensor([[1, 3, 0], [3, 0, 1]])
+    for order in permutations((small, small + 2**24, small.float())):
+
+        def model(x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", SCORED[kind](x), obs=x)
+
+        program = pv.Program(model, lambda x: None)
+        for x in order:
+            exact = SCORED[kind](x.double()).log_prob(x.double())
+            size = float(x.sum(-1).max()) * 20
+            torch.testing.assert_close(
+                pv.elbo(program, x).double(), exact, rtol=0, atol=1e-6 * size
+            )
 
 
 def test_large_integers_that_a_density_takes_stay_as_they_are_given():

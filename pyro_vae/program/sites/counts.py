@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
+from torch.distributions import Multinomial
 
 from pyro_vae.callers import of_user
 from pyro_vae.errors import DataError, ProgramError
 from pyro_vae.program.batches.batch import Batch, as_batch, cuda_devices, given_arguments
 from pyro_vae.program.batches.sparse_rows import SparseRows
-from pyro_vae.program.handlers import Message, sample_sites
+from pyro_vae.program.handlers import Message, innermost, sample_sites
 from pyro_vae.program.sites.observed import Binding, Cast, Key
 from pyro_vae.program.told import silenced
 
@@ -221,6 +222,8 @@ def _is_count(leaf: Any) -> bool:
 
 def _draws_floats(fn: Any) -> bool:
     """Return whether a distribution's own draws are floats; one that draws nothing says no."""
+    if isinstance(innermost(fn), Multinomial):
+        return True  # it draws its counts one by one, of which there may be millions
     try:
         return bool(fn.sample().is_floating_point())
     except (RuntimeError, ValueError, NotImplementedError, AttributeError):

@@ -612,6 +612,7 @@ class Program(nn.Module):
             ProgramError: It does not; names the site.
         """
         sites = self.read(batch)
+        batch = self.reader.runs.as_taken(batch)
         joint = self.joint(batch).densities()
         key = (sites.observed, sites.local, sites.global_)
         if sites.discrete and key not in self._summable and not checks.is_meta(batch):
@@ -623,7 +624,8 @@ class Program(nn.Module):
 
     def tiled(self, batch: Batch) -> bool:
         """Return whether K particles need K copies of the rows; found out once, by comparison."""
-        return self._takes(batch, self.read(batch))[0]
+        sites = self.read(batch)
+        return self._takes(self.reader.runs.as_taken(batch), sites)[0]
 
     def _takes(self, batch: Batch, sites: Sites) -> tuple[bool, bool, bool]:
         """Return whether K particles need K copies of the rows, and whether those fail as well.

@@ -300,7 +300,9 @@ def test_large_integers_that_a_density_takes_stay_as_they_are_given():
 
 def test_counts_of_a_multinomial_are_read_without_a_draw(monkeypatch):
     """A draw of a thousand rows of 300,000 words took 5 GB: torch draws each word."""
-    monkeypatch.setattr(torch.distributions.Multinomial, "sample", lambda *size: pytest.fail())
+    monkeypatch.setattr(
+        torch.distributions.Multinomial, "sample", lambda *size: pytest.fail("drawn")
+    )
     rows = torch.full((4, 3), 100_000)
 
     def model(x):
@@ -370,6 +372,27 @@ def test_class_numbers_stay_where_other_floats_do_as_well():
         answers.append(pv.elbo(Joined(), (y, x)))
         assert SEEN["y"] == torch.int64 and SEEN["x"] == torch.float32
     assert torch.equal(*answers)
+
+
+class Mixed(Multiplied):
+    """A class of each row, beside the counts that a network multiplies."""
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Bernoulli(0.5))
+            rate = (self.decode(torch.stack([k, 1 - k], -1)) + 0.01 * self.encode(x)[..., :3]).exp()
+            pyro.sample("x", dist.Poisson(rate).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("k", dist.Bernoulli(0.5))
+
+
+def test_densities_with_classes_summed_out_take_integers_as_floats():
+    """Whether the model takes them one by one was asked of the integers, on which it fails."""
+    found = [pv.Program.of(Mixed()).summed_joint(x).model_log_p({}, 1) for x in (ROWS, ROWS + 0.0)]
+    torch.testing.assert_close(*found)
+    assert not pv.Program.of(Multiplied()).tiled(ROWS)
 
 
 def test_one_argument_in_a_container_that_a_network_multiplies():

@@ -31,9 +31,11 @@ from pyro_vae.cli.training_file import data_of
 from pyro_vae.errors import ConfigError
 from pyro_vae.evaluation.observed_distributions import observed_distributions
 from pyro_vae.storage.atomic import atomic_write_text
+from pyro_vae.storage.paths import require_room
 
 _DIFFER = "in different ways, so that the differences of their likelihoods say nothing"
 Scored = tuple[str, str]  # the name of a distribution, and of what its log_prob is the logarithm
+_SHOWN = 3  # words of those that a run lacks
 _WAY_OUT = f"put the file of the training back, or {TAKE_ALL}"
 
 
@@ -70,6 +72,7 @@ def compare(
     if len(runs) < 2 or len({Path(run).resolve() for run in runs}) < len(runs):
         raise ConfigError(f"runs: got {', '.join(runs)}, expected two or more different folders")
     count = None if rows is None else positive("rows", rows)
+    require_room("out", Path(out or "runs"))
     known = {run: settings_of(run, data=data) for run in runs}
     for run, settings in known.items():
         require_files(run, settings)
@@ -133,11 +136,18 @@ def _require_same_words(known: dict[str, dict[str, Any]]) -> None:
     of_text = [run for run, settings in known.items() if kind_of(settings["model"]) == "sentences"]
     words = {run: each for run in of_text if (each := words_of(Path(run)))}
     if len({frozenset(each) for each in words.values()}) > 1:
-        told = ", ".join(f"{run} has {len(each)}" for run, each in words.items())
+        every = set().union(*words.values())
+        lacks = {run: sorted(every.difference(each)) for run, each in words.items()}
+        told = "; ".join(f"{run} lacks {_some(each)}" for run, each in lacks.items() if each)
         raise ConfigError(
-            f"runs: got runs with other words ({told}), each of which takes all the rest for one "
-            "unknown word, expected the same words; train them with one --vocab FILE"
+            f"runs: got runs that know other words ({told}), and score those that they lack as one "
+            "unknown word; expected the same words: train all on --vocab FILE"
         )
+
+
+def _some(words: list[str]) -> str:
+    shown, rest = ", ".join(words[:_SHOWN]), len(words) - _SHOWN
+    return f"{shown} and {rest} more" if rest > 0 else shown
 
 
 def paired(log_probs: dict[str, torch.Tensor]) -> dict[str, dict[str, Any]]:

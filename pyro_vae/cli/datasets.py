@@ -186,7 +186,8 @@ def load_data(settings: dict[str, Any], *, whole: bool = False) -> DataSet:
     if kind == "images" and Path(name).is_absolute() and not Path(name).exists():
         raise DataError(f"{name}: no such file or folder")  # where that of a training lay
     if not name.endswith(suffixes):
-        raise DataError(f"data: unknown data set {name!r}; choose {known}")
+        lacks = "" if Path(name).exists() else ", and no such file"
+        raise DataError(f"data: unknown data set {name!r}{lacks}; choose {known}")
     path, vocabulary = Path(name), Path(words) if words else None
     if kind == "tables":
         return DataSet(split_table(path), whole=True)

@@ -21,6 +21,7 @@ from pyro_vae.device import resolve_device
 from pyro_vae.errors import ConfigError
 from pyro_vae.storage.atomic import atomic_write_text
 from pyro_vae.storage.bundle import read_bundle
+from pyro_vae.storage.paths import require_room
 from pyro_vae.storage.save import NAME
 
 SETTINGS = "train.json"  # what `train` was asked for; itself a file for --config
@@ -44,13 +45,8 @@ def fresh_folder(folder: Path) -> Path:
     It is made at once: of two commands that look for one, each gets its own.
     """
     number, path = 1, folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:  # of what is no folder, such as a link to a disk that is not there
-        raise ConfigError(
-            f"{folder.parent}: got a file or a link to nothing, expected a folder in which "
-            f"{folder.name} can be made; mend it, or name another folder by --out"
-        ) from None
+    require_room("out", folder.parent)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with suppress(FileExistsError):
             path.mkdir()

@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,6 +35,7 @@ from pyro_vae.data.table_files import SUFFIXES, Table, read_table
 from pyro_vae.errors import ConfigError, DataError, ProgramError
 from pyro_vae.storage.checkpoint import has_checkpoint
 from pyro_vae.storage.paths import local_path
+from pyro_vae.training.continuation import goes_on_by
 
 MOMENTUM = 0.9  # of the Adam that `fit` makes
 
@@ -180,7 +180,7 @@ def train(
             resume=resume,
             progress=progress,
         )
-    pv.plots.save(pv.plots.curves(run.history), folder / "curves.png")
+    pv.plots.save(run.plot(), folder / "curves.png")
     write_report(folder)
     _say_epochs(run, "last" if chosen in ("aae", "avb", "vaegan") else "best", epochs, patience)
     say(f"run folder: {folder}")
@@ -290,17 +290,14 @@ def _recorded_at_the_latest(model: str, folder: Path, write: Callable[[], None])
 
     Say of one that is interrupted how it goes on.
     """
+    way_on = f"pyro-vae train --resume true --out {shlex.quote(str(folder))}"
     begins = not has_checkpoint(folder)
     try:
-        with _told_of_factors(model, folder):
+        with goes_on_by(way_on), _told_of_factors(model, folder):
             yield
-    except BaseException as error:
-        left = has_checkpoint(folder)
-        if begins and left:
+    except BaseException:
+        if begins and has_checkpoint(folder):
             write()
-        if left and isinstance(error, KeyboardInterrupt | SystemExit):
-            way_on = f"pyro-vae train --resume true --out {shlex.quote(str(folder))}"
-            sys.stderr.write(f"here: {way_on}\n")
         raise
 
 
@@ -308,7 +305,8 @@ def _judged(run: pv.Run) -> str:
     """Return what the epoch that is kept is worth; a guide without a density has no ELBO."""
     bound = "valid_elbo" in run.history
     value = run.history["valid_elbo" if bound else "valid_objective"][run.best_epoch - 1]
-    return f"validation {'ELBO' if bound else 'objective'} {value:.2f}"
+    name = "objective" if not bound else "log-likelihood" if run.without_latents else "ELBO"
+    return f"validation {name} {value:.2f}"
 
 
 def _adam(lr: float, momentum: float) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import os
 import re
 from pathlib import Path
 
+from pyro_vae.arguments import shown
 from pyro_vae.errors import ConfigError
 
 
@@ -27,3 +28,19 @@ def local_path(argument: str, path: str | os.PathLike[str]) -> Path:
         )
         raise ConfigError(f"{argument}: got {text!r}, expected a folder of this machine{way_out}")
     return Path(text).expanduser()
+
+
+def require_room(argument: str, folder: Path) -> None:
+    """Require a folder, or a place where one can be made.
+
+    Raises:
+        ConfigError: It is a file or a link to nothing, or lies below one.
+    """
+    there = next((each for each in (folder, *folder.parents) if os.path.lexists(each)), None)
+    if there is None or there.is_dir():
+        return
+    what = "a file" if there.exists() else "a link to nothing"
+    place = "which" if there == folder else f"where {there}"
+    raise ConfigError(
+        f"{argument}: got {shown(str(folder))}, {place} is {what}, expected a folder; name another"
+    )

@@ -23,7 +23,7 @@ from pyro_vae.storage.checkpoint import has_checkpoint, written
 from pyro_vae.storage.events import Events
 from pyro_vae.storage.history import History
 from pyro_vae.storage.lock import FolderLock
-from pyro_vae.storage.paths import local_path
+from pyro_vae.storage.paths import local_path, require_room
 from pyro_vae.storage.remote import RemoteFolder, is_address
 from pyro_vae.storage.remote_lock import RemoteLock
 from pyro_vae.storage.save import NAME as PROGRAM
@@ -58,14 +58,13 @@ class RunFolder:
         """Return the folder, absent, empty or with the run to go on with; nothing is written.
 
         Raises:
-            ConfigError: It is a file, or an address that cannot be opened, or holds another run, or
-                one that cannot be gone on with.
+            ConfigError: It cannot be made, or is an address that cannot be opened, or holds another
+                run, or one that cannot be gone on with.
             OSError: The store of an address does not answer.
         """
         remote = RemoteFolder("out", os.fspath(path)) if is_address(path) else None
         folder = local_path("out", path) if remote is None else remote.copy()
-        if folder.exists() and not folder.is_dir():
-            raise ConfigError(f"out: {folder} is a file, expected a folder")
+        require_room("out", folder)
         found = cls(folder, resume, events, remote)
         found._require_free()
         return found

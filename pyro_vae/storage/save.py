@@ -13,7 +13,7 @@ from pyro_vae.arguments import shown, typed
 from pyro_vae.errors import ConfigError
 from pyro_vae.program.program import Program
 from pyro_vae.storage.bundle import write_bundle
-from pyro_vae.storage.paths import local_path
+from pyro_vae.storage.paths import local_path, require_room
 from pyro_vae.storage.plain_state import plain_state
 from pyro_vae.storage.remote import RemoteFolder, is_address
 from pyro_vae.threads import one_thread
@@ -50,8 +50,7 @@ def save(program: Any, folder: str | os.PathLike[str]) -> Path | str:
             remote.write(Path(copy))
         return address
     home = local_path("folder", folder)
-    if home.is_file():
-        raise ConfigError(f"folder: got {shown(str(home))}, which is a file, expected a folder")
+    require_room("folder", home)
     if home.suffix in _OF_FILES and not home.exists():
         raise ConfigError(
             f"folder: got {shown(str(home))}, the name of a file, expected that of a folder, as "

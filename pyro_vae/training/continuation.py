@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,6 +33,17 @@ from pyro_vae.training.parallel import World
 from pyro_vae.training.step import Stepper
 
 _INSISTED = 3  # interrupts of the last writes that do not end them
+_WAY_ON: ContextVar[str] = ContextVar("way_on", default="pv.fit(..., resume=True)")
+
+
+@contextmanager
+def goes_on_by(command: str) -> Iterator[None]:
+    """Name a command, inside a block, as what goes on with a run that is ended there."""
+    token = _WAY_ON.set(command)
+    try:
+        yield
+    finally:
+        _WAY_ON.reset(token)
 
 
 class Continued:
@@ -198,7 +210,7 @@ class Continued:
             return
         sys.stderr.write(
             f"the run was ended in step {self.steps + 1}; {self.writes.name} holds a checkpoint "
-            f"of step {self.checkpoint.meta['steps']}: go on by pv.fit(..., resume=True)\n"
+            f"of step {self.checkpoint.meta['steps']}: go on by {_WAY_ON.get()}\n"
         )
 
     def _remedy(self) -> str:

@@ -55,7 +55,7 @@ def test_runs_of_sentences_in_other_words_are_refused(capsys, monkeypatch, optio
     for file in ("lines.txt", "held.txt"):
         Path(file).write_text("the ape\n")
     assert run(f"compare a b {options}") == 2
-    assert "runs: got runs with other words (a has 2, b has 3)" in told(capsys)
+    assert "runs: got runs that know other words (a lacks cat), and score" in told(capsys)
     assert run(f"compare a c {options}") == 1  # it goes on to open them
 
 

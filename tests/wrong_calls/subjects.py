@@ -66,5 +66,10 @@ def written(name: str) -> str:
     return name
 
 
+def linked(name: str, to: str = "disk_that_is_not_there") -> Path:
+    Path(name).symlink_to(to)
+    return Path(name)
+
+
 def fit(data: Any = X, **options: Any) -> Any:
     return pv.fit(vae(), data, **{"epochs": 1, "compile": False, **options})

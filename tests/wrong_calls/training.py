@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import pyro_vae as pv
-from wrong_calls.subjects import Calls, X, fit, vae, written
+from wrong_calls.subjects import Calls, X, fit, linked, vae, written
 
 
 class OwnObjective(pv.TermsObjective):
@@ -131,6 +131,14 @@ CALLS: Calls = {
     ),
     "a device of another library": (lambda: fit(device="gpu"), "device: got 'gpu'.*auto, cpu"),
     "a folder that is a file": (lambda: fit(out=written("notes.txt")), "notes.txt.* is a file"),
+    "a folder below a link to nothing": (
+        lambda: fit(out=linked("away") / "run"),
+        "out: got 'away/run', where away is a link to nothing, expected a folder; name another$",
+    ),
+    "a folder below a link to itself": (
+        lambda: fit(out=linked("away", "away") / "run"),
+        "where away is a link to nothing",
+    ),
     "to go on from nowhere": (lambda: fit(resume=True), "resume.*out"),
     "a frozen program": (
         lambda: pv.fit(vae().requires_grad_(False), X),

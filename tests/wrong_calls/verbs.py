@@ -165,6 +165,10 @@ CALLS: Calls = {
         lambda: pv.save(vae(), written("program.pt")),
         r"folder: got 'program\.pt', which is a file, expected a folder",
     ),
+    "a folder below a file": (
+        lambda: pv.save(vae(), written("program.pt") + "/vae"),
+        r"folder: got 'program\.pt/vae', where program\.pt is a file, expected a folder",
+    ),
     "a folder called as a file": (
         lambda: pv.save(vae(), "vae.pt"),
         r"folder: got 'vae\.pt', the name of a file, .*, as 'vae': program\.safetensors is",

@@ -1,5 +1,6 @@
 """Figures: what is on them, and that nothing global moves."""
 
+from dataclasses import replace
 from itertools import combinations
 from types import SimpleNamespace
 
@@ -430,6 +431,10 @@ def test_a_run_is_drawn_as_its_history():
     run = pv.Run(None, _history(np.ones(4)), 3, 4, torch.device("cpu"))
     for figure in (plots.curves(run), run.plot()):
         np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), [-9, -5, -4, -4.5])
+    assert figure.axes[0].get_title(loc="left") == "Evidence lower bound"
+    exact = replace(run, without_latents=True).plot().axes[0]
+    assert (exact.get_title(loc="left"), exact.get_ylabel()[:8]) == ("Log-likelihood", "log p(x)")
+    assert len(exact.lines) == len(figure.axes[0].lines)
     with pytest.raises(ConfigError, match=r"history: got .*, expected a dict"):
         plots.curves(7)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,7 @@ _BOUND = _Part(
     "ELBO (nats per datum)",
     "Evidence lower bound",
 )
+_LIKELIHOOD = replace(_BOUND, label="log p(x) (nats per datum)", title="Log-likelihood")
 _CRITIC = _Part({"critic": "critic"}, "loss of the critic", "Critic")
 _LOSS = _Part({"loss": "loss"}, "loss (nats per datum)", "Loss, minimised")
 
@@ -56,8 +57,9 @@ def curves(history: Any, *, title: str | None = None) -> Figure:
 
     The mark is on the epoch whose weights were kept: that of the best validation ELBO, or where the
     objective judges epochs by itself (IWAE), of the best such value. Without an ELBO, which a guide
-    without a density has not, the critic's loss stands in its place. Where the first epochs lie far
-    from the rest they are off the axis, which says how many are.
+    without a density has not, the critic's loss stands in its place. Of a ``pv.Run`` of a program
+    without latents the ELBO is called what it is, the log-likelihood. Where the first epochs lie
+    far from the rest they are off the axis, which says how many are.
 
     Arguments:
         history: a ``pv.Run``, or a dict as its ``history``: ``epoch`` with any of ``elbo``,
@@ -74,12 +76,13 @@ def curves(history: Any, *, title: str | None = None) -> Figure:
             f"history has {', '.join(columns) or 'no columns'}; expected epoch with elbo, "
             "valid_elbo or loss"
         )
-    bound = _BOUND if {"elbo", "valid_elbo"} & set(columns) else _CRITIC
+    bound = _LIKELIHOOD if getattr(history, "without_latents", False) else _BOUND
+    bound = bound if {"elbo", "valid_elbo"} & set(columns) else _CRITIC
     panels = [part for part in (bound, _LOSS) if set(part.columns) & set(columns)]
     figure = new_figure(4.2 * len(panels), 3.6)
     for axes, part in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         mark = _kept(epoch, columns, getattr(history, "best_epoch", None))
-        _lines(axes, epoch, columns, part, mark if part is _BOUND else None)
+        _lines(axes, epoch, columns, part, None if part in (_CRITIC, _LOSS) else mark)
         set_title(axes, (title or part.title) if part is panels[0] else part.title)
     legend(figure.axes[0], owner=figure, fontsize=10)
     weights = {name: column for name, column in columns.items() if name.split("[")[0] == "beta"}

@@ -423,6 +423,7 @@ class Loop(Continued):
             }
 
     def _so_far(self) -> Run:
+        sites = self.wrapped.sites
         return Run(
             program=self.program,
             history=self.history.arrays(),
@@ -435,6 +436,7 @@ class Loop(Continued):
             world_size=self.world.size,
             compiled=self.stepper.compiled,
             judged="weights" if self.average is None else f"ema of decay {self.average.decay:g}",
+            without_latents=not (sites.local or sites.global_),
         )
 
 

@@ -37,6 +37,7 @@ class Run(Answer):
         compiled: What ran the steps: ``"graph"``, or ``"eager"``, with the reason if there is one.
         judged: Which weights were judged, and are the program's now: ``"weights"``, those of the
             steps, or ``"ema of decay 0.999"``, their moving average.
+        without_latents: Whether the program has none, as a language model: its ELBO is log p(x).
     """
 
     _elsewhere: ClassVar = {
@@ -58,6 +59,7 @@ class Run(Answer):
     world_size: int = 1
     compiled: str = "eager"
     judged: str = "weights"
+    without_latents: bool = False
 
     @property
     def seconds(self) -> float:

@@ -381,6 +381,8 @@ def test_sentences_of_a_file_from_training_to_text(capsys, tmp_path):
     (tmp_path / "other.txt").write_text("\n".join(others))
     for model in ("SentenceVAE", "SentenceLM"):
         assert train("--model", model, "--data", "lines.txt", "--out", model) == 0
+        bound = "ELBO" if model == "SentenceVAE" else "log-likelihood"
+        assert f": validation {bound} -" in capsys.readouterr().out
         arguments = ["evaluate", model, "--data", "other.txt", "--num_particles", "2"]
         assert cli.main([*arguments, "--progress", "false"]) == 0
         said = capsys.readouterr().out

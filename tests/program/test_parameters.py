@@ -14,6 +14,7 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoDelta
 from torch import nn
 from torch.distributions import constraints
+from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_vae as pv
 from pyro_vae.errors import ConfigError, ProgramError
@@ -340,3 +341,53 @@ def test_a_network_may_hold_a_sparse_matrix(tmp_path):
         found.append([pv.elbo(program, x), pv.generate(program, 3), program.decoder.weight])
     for dense, sparse in zip(*found, strict=True):
         torch.testing.assert_close(dense, sparse)
+
+
+CONSTRAINTS = {
+    "none": (constraints.positive, lambda: constraints.real, True),
+    "another": (constraints.positive, lambda: constraints.unit_interval, True),
+    "another bound": (constraints.greater_than(0.5), lambda: constraints.greater_than(0.0), True),
+    "another dimension": (
+        constraints.independent(constraints.positive, 1),
+        lambda: constraints.independent(constraints.unit_interval, 1),
+        True,
+    ),
+    "made anew": (constraints.interval(0.0, 2.0), lambda: constraints.interval(0.0, 2.0), False),
+    "nested anew": (
+        constraints.independent(constraints.interval(0.0, 2.0), 1),
+        lambda: constraints.independent(constraints.interval(0.0, 2.0), 1),
+        False,
+    ),
+    "the same map": (constraints.positive, lambda: constraints.nonnegative, False),
+    "in a list": (
+        constraints.stack([constraints.positive, constraints.real]),
+        lambda: constraints.stack([constraints.positive, constraints.real]),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONSTRAINTS)
+def test_a_later_statement_under_another_constraint_is_told(case, recwarn):
+    """The first one's stays, as in stock Pyro, and nothing said so."""
+    first, later, differs = CONSTRAINTS[case]
+
+    def model(x):
+        constraint = first if bool(x.min() < 4) else later()
+        scale = pyro.param("scale", torch.full((2,), 0.75), constraint=constraint)
+        pyro.param("scale")  # reads it, and states none
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 0.1 + scale.mean().abs()), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+    program = pv.Program(model, guide)
+    loader = DataLoader(TensorDataset(torch.arange(8.0)), batch_size=4)
+    pv.fit(program, loader, epochs=2, progress=False, compile=False)
+    told = [str(each.message) for each in recwarn.list]
+    told = [message for message in told if message.startswith("pyro.param('scale') is stated ")]
+    assert len(told) == differs
+    assert program.own.known["scale"].constraint is first

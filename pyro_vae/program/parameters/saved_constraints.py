@@ -1,8 +1,8 @@
-"""The constraints of values in files: told by name, and compared with those of statements.
+"""The constraints of values: files tell them by name, and they are compared with statements.
 
 A file holds unconstrained numbers: what they stand for, the constraint of their statement tells.
 The file names it too, as far as it takes no argument, so that a loaded value can be read before its
-statement runs, and a statement with another constraint is noticed.
+statement runs, and a statement with another constraint is noticed. So is one beside the first.
 """
 
 import warnings
@@ -15,6 +15,7 @@ from torch.distributions import transform_to
 
 from pyro_vae.callers import of_user
 from pyro_vae.program.parameters.values import listed
+from pyro_vae.program.told import Told
 
 if TYPE_CHECKING:
     from pyro_vae.program.parameters.parameters import Parameters
@@ -32,10 +33,23 @@ _NAMED = {
 
 
 class SavedConstraints:
-    """The constraints of a program's values, as files tell them."""
+    """The constraints of a program's values, as files and statements tell them."""
 
     def __init__(self, own: "Parameters") -> None:
         self._own = own
+        self._told = Told()
+
+    def compare(self, key: str, name: str, constraint: Any) -> None:
+        """Warn, once, of a statement under another constraint than the first one of its value."""
+        kept = self._own.known[key].constraint
+        if kept is None or _are_alike(kept, constraint):
+            self._told.give()
+            return
+        self._told.warn(
+            ("constraint", name),
+            f"pyro.param({name!r}) is stated under {constraint}, and was first under {kept}, which "
+            "stays its constraint, as in stock Pyro; give both the same, or two names",
+        )
 
     def names(self) -> dict[str, str]:
         """Return the names of the values' constraints, by key, as far as a file can tell them."""
@@ -76,6 +90,29 @@ class SavedConstraints:
         with torch.no_grad(), suppress(Exception):  # a file may name one that takes no such tensor
             return torch.equal(*(transform_to(c)(value) for c in (known.saved, known.constraint)))
         return False
+
+
+def _are_alike(one: Any, other: Any) -> bool:
+    """Return whether two constraints, or what they are made of, are written alike.
+
+    They have no equality, and a function may make one anew in each run. Their tensors are not
+    compared: a graph that is recorded has no numbers for them.
+    """
+    if one is other or isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
+        return True
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_are_alike, one, other))
+    if isinstance(one, constraints.Constraint) and isinstance(other, constraints.Constraint):
+        made_of = list(vars(one).values()), list(vars(other).values())
+        return (type(one) is type(other) and _are_alike(*made_of)) or _are_equal(one, other)
+    return bool(one == other)
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    """Return whether the maps to two are one, as to positive numbers with and without 0."""
+    with suppress(NotImplementedError):  # torch has none
+        return bool(transform_to(one) == transform_to(other))
+    return False
 
 
 def constraints_of(names: Any) -> dict[str, Any]:

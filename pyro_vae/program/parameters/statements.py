@@ -99,6 +99,7 @@ class Answers:
                 own.make(name, start, constraint)
         elif initial is not None:
             own.loads.compare(key, lambda: _unconstrained(initial, constraint))
+            own.constraints.compare(key, name, constraint)
         elif own.known[key].constraint is None and not own.known[key].found:
             constraint = self._saved(name)
         own.note_statement(key, name, constraint)

@@ -4,6 +4,20 @@ from planted_bugs.bug import Bug
 
 BUGS = [
     Bug(
+        "a scaled product is added as it is",
+        "inference/graphs/lowering.py",
+        "    if node.kwargs or len(_shape(node)) != 2:",
+        "    if len(_shape(node)) != 2:",
+        "tests/inference/graphs/test_lowering.py::test_products_are_added_each_once",
+    ),
+    Bug(
+        "noise with a scale is drawn without",
+        "inference/graphs/lowering.py",
+        "plain = node.args[1:] in ((), (0.0, 1.0)) and not node.kwargs",
+        "plain = not node.kwargs",
+        "tests/inference/graphs/test_lowering.py::test_noise_is_drawn_once_and_the_same",
+    ),
+    Bug(
         "compiled code that is wrong half of the time runs",
         "inference/graphs/program_step.py",
         "return agree >= _DRAWS - 1",

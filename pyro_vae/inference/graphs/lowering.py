@@ -1,5 +1,6 @@
 """A traced graph made ready for the compiler: the same numbers up to rounding, in fewer passes."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,9 @@ from pyro_vae.inference.graphs.aliases import Aliases
 from pyro_vae.inference.graphs.make_graph import make_graph
 
 aten = torch.ops.aten
+
+# Numbers of a product below which a pass over it costs less than the call that makes it.
+_SMALL = 2**14
 
 
 def lowered(graph: GraphModule, inputs: Sequence[Tensor]) -> GraphModule:
@@ -26,6 +30,8 @@ def lowered(graph: GraphModule, inputs: Sequence[Tensor]) -> GraphModule:
     loss, *grads = results
     copy.output((loss, _norm(copy, loss, grads), *grads))
     if all(leaf.device.type == "cpu" for leaf in inputs):
+        _part_small_sums(copy)
+        _draw_at_once(copy)
         _shorten(copy)
         _reshape(copy)
         _keep_one(copy)
@@ -43,6 +49,61 @@ def _norm(graph: Graph, loss: Node, grads: list[Node]) -> Node:
     if total is None:
         return call(aten.zeros_like.default, (loss,))
     return call(aten.sqrt.default, (total,))
+
+
+def _part_small_sums(graph: Graph) -> None:
+    """Add to a small product in the pass that follows it: a bias, or another gradient.
+
+    PyTorch's ``addmm`` fills the result with what is added before it multiplies, which takes as
+    long as half a product of 128 x 64 numbers by 32. Of large products it takes nothing.
+    """
+    for node in list(graph.nodes):
+        if _dtype(node) not in (torch.float32, torch.float64) or math.prod(_shape(node)) > _SMALL:
+            continue  # in half precision it would be rounded twice
+        with graph.inserting_before(node):
+            parts = _product_and_rest(graph, node)
+            if parts is not None and _dtype(parts[1]) is _dtype(node):  # no flag is negated
+                product, rest = parts
+                negated = graph.call_function(aten.neg.default, (rest,))
+                # Less the negated: of a sum the compiler would make addmm again.
+                total = graph.call_function(aten.sub.Tensor, (product, negated))
+                total.meta = node.meta
+                node.replace_all_uses_with(total)
+
+
+def _product_and_rest(graph: Graph, node: Node) -> tuple[Node, Node] | None:
+    """Return the product of two matrices and what a node adds to it, or None."""
+    if node.kwargs or len(_shape(node)) != 2:
+        return None
+    if node.target is aten.add.Tensor:
+        products = [each for each in node.args if _is_product(each)]
+        rest = [each for each in node.args if isinstance(each, Node) and each not in products[:1]]
+        return (products[0], rest[0]) if products and rest else None  # type: ignore[return-value]
+    if len(node.args) != 3 or node.target not in (aten.addmm.default, aten.linear.default):
+        return None
+    one, two, three = node.args
+    bias, x, weight = (one, two, three) if node.target is aten.addmm.default else (three, one, two)
+    if node.target is aten.linear.default:
+        weight = graph.call_function(aten.t.default, (weight,))
+    return graph.call_function(aten.mm.default, (x, weight)), bias  # type: ignore[return-value]
+
+
+def _is_product(node: Any) -> bool:
+    return isinstance(node, Node) and node.target is aten.mm.default
+
+
+def _draw_at_once(graph: Graph) -> None:
+    """Draw standard normal noise into memory of its own, and not into a copy of it."""
+    for node in graph.find_nodes(op="call_function", target=aten.normal_.default):
+        place = node.args[0]
+        plain = node.args[1:] in ((), (0.0, 1.0)) and not node.kwargs
+        fresh = place.target is aten.empty.memory_format and len(place.users) == 1
+        if plain and fresh and not place.kwargs.get("memory_format"):
+            with graph.inserting_before(node):
+                noise = graph.call_function(aten.randn.default, place.args, place.kwargs)
+            noise.meta = node.meta
+            node.replace_all_uses_with(noise)
+            graph.erase_node(node)
 
 
 def _shorten(graph: Graph) -> None:
@@ -111,6 +172,7 @@ def _contiguous(node: Node) -> bool:
 
 
 def _shape(node: Node) -> list[int]:
+    """Return the shape of a node's tensor when it was traced."""
     return list(node.meta["tensor_meta"].shape)
 
 

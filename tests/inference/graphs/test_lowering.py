@@ -51,6 +51,72 @@ def test_the_norm_of_the_gradients_comes_with_them():
     torch.testing.assert_close(norm, exact, rtol=1e-5, atol=0)
 
 
+SUMS = {aten.linear.default, aten.addmm.default}
+
+
+@pytest.mark.parametrize("features", [6, 2**12 + 1])  # 4 rows of them are few numbers, or many
+def test_what_is_added_to_a_small_product_is_added_behind_it(features):
+    torch.manual_seed(0)
+    inputs = [torch.randn(4, 5), torch.randn(features, 5), torch.randn(features)]
+    graph = gradients(lambda x, w, b: linear(x, w, b).tanh() + (x @ w.t()).add(b), *inputs)
+    low = lowered(graph, inputs)
+    assert SUMS & set(targets(graph))
+    assert bool(SUMS & set(targets(low))) == (features > 6)
+    loss, *grads = graph(*inputs)
+    low_loss, _, *low_grads = low(*inputs)
+    torch.testing.assert_close(low_loss, loss, rtol=1e-5, atol=0)
+    torch.testing.assert_close(low_grads, grads, rtol=1e-5, atol=1e-5)
+
+
+def test_products_are_added_each_once():
+    """Two products in one sum, one with itself, and one that is scaled."""
+    torch.manual_seed(0)
+    inputs = [torch.randn(4, 4), torch.randn(4, 4)]
+
+    def whole(x, y):
+        one, two = x @ y, y @ x
+        return (torch.add(one + two, one + one) + torch.add(two, one, alpha=3.0) + (one + 1)).sum()
+
+    graph = gradients(whole, *inputs)
+    results = graph(*inputs)
+    loss, _, *grads = lowered(graph, inputs)(*inputs)
+    torch.testing.assert_close([loss, *grads], list(results))
+
+
+def test_flags_are_added_as_they_are():
+    def whole(x, flags):
+        return ((x @ x.t() + flags).sum(),)
+
+    inputs = [torch.ones(3, 3), torch.tensor([True, False, True])]
+    graph = simplify(make_fx(whole)(*inputs), inputs)
+    assert lowered(graph, inputs)(*inputs)[0].item() == 27.0 + 6.0
+
+
+def test_half_precision_is_rounded_once():
+    inputs = [torch.randn(4, 5).bfloat16(), torch.randn(6, 5).bfloat16(), torch.randn(6).bfloat16()]
+    graph = gradients(lambda x, w, b: linear(x, w, b).float(), *inputs)
+    assert SUMS & set(targets(lowered(graph, inputs)))
+
+
+def test_noise_is_drawn_once_and_the_same():
+    def whole(x):
+        noise = torch.empty(3, 5).normal_()
+        wide, shared = torch.empty(3, 5).normal_(0.0, 2.0), torch.empty(3, 5)
+        row = shared[0]
+        last = shared.normal_() + row
+        return ((x * noise).sum() + wide.sum() + last.sum(),)
+
+    x = torch.randn(3, 5)
+    graph = simplify(make_fx(whole)(x), [x])
+    low = lowered(graph, [x])
+    assert [targets(each).count(aten.normal_.default) for each in (graph, low)] == [3, 2]
+    results = []
+    for run in (graph, low):
+        torch.manual_seed(1)
+        results.append(run(x)[0])
+    assert torch.equal(*results)
+
+
 def test_a_gpu_compiler_gets_long_functions_whole():
     inputs = [torch.randn(4, 5), torch.randn(6, 5), torch.randn(6)]
     graph = gradients(lambda x, w, b: linear(x, w, b).tanh(), *inputs)

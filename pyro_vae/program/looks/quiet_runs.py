@@ -52,6 +52,7 @@ from pyro_vae.program.looks.failures import (
     site_of,
     where,
 )
+from pyro_vae.program.memory.kept_weights import KeptWeights
 from pyro_vae.program.memory.noise import Noise
 from pyro_vae.program.memory.own_state import OwnState
 from pyro_vae.program.parameters.discovery import Discovery
@@ -108,6 +109,7 @@ class Runs:
             str, int
         ] = {}  # sizes of the model's plates, where the guide's are other
         self._own_state: OwnState | None = None
+        self._weights = KeptWeights(self._program)
         self.counts = Counts()
 
     def as_taken(self, batch: Batch) -> Batch:
@@ -187,6 +189,7 @@ class Runs:
             self._program.answering(),
             evaluating(self._program),
             self.memory_kept(),
+            self._weights.kept(),
             generators_kept(),
             torch.random.fork_rng(cuda_devices(batch)),
             torch.no_grad(),
@@ -397,6 +400,7 @@ class Runs:
         sizes = WrittenSizes(self.written)
         with self.quiet(batch), valid, sizes, watch or nullcontext():
             pair = Joint(*self.functions(batch), *arguments(self.as_taken(batch))).sampled_traces()
+            self._weights.note_run()
         for trace in pair:
             require_masks_of_batch(trace)
         return pair
@@ -428,8 +432,9 @@ class Runs:
         def run(some: Batch, rows: int, latents: Mapping[str, Tensor], seed: int = 0) -> Pair:
             seed_generators(seed)  # noise of the program's own would hide what the rows do
             joint = Joint(*self.functions(some), *arguments(self.as_taken(some)))
-            with self.memory_kept():  # a count of calls is equal in all runs
+            with self.memory_kept(), self._weights.kept():  # a count of calls is equal in all runs
                 pair = (joint.fixing(latents) if latents else joint).sampled_traces()
+                self._weights.note_run()
             plate = find_plate(pair[0], rows, self.plate, self.plate_before)
             plate = with_name_in_guide(plate, *pair, rows)
             for trace in pair:

@@ -26,6 +26,7 @@ from pyro_vae.program.parameters.statements import Answers
 from pyro_vae.program.parameters.value_types import ValueTypes
 from pyro_vae.program.parameters.values import AVERAGES, FOUND, Value, key_of, name_of
 from pyro_vae.program.parameters.watch import Statements, Watch, noting_made
+from pyro_vae.program.told import Told
 
 
 class Parameters:
@@ -65,9 +66,11 @@ class Parameters:
         self.moved = False  # a training has taken a step
         self.version = 0  # one more whenever a run has found new parameters
         self.home: torch.device | None = None  # where new values are made
+        self.starts: dict[Tensor, Tensor] | None = None  # of values made in a look, while it lasts
         self.watch: Watch | None = None  # while it is found out what the functions use
         self.store = GivenStore(store)
         self.types = ValueTypes(self)
+        self.told = Told()
         self.constraints = SavedConstraints(self)
         self.loads = Loads(self)
         self.late = LateValues(self)
@@ -126,6 +129,7 @@ class Parameters:
         """Make the value of a statement."""
         value = nn.Parameter(self.types.of_new(unconstrained.detach()).clone())
         self.put(key_of(name), value, Value(name, constraint))
+        self._note_start(value)
         if name.startswith(AVERAGES):
             self.hide(value)
         else:
@@ -149,7 +153,12 @@ class Parameters:
         if not isinstance(tensor, nn.Parameter):
             tensor._is_param = True  # PyTorch's own mark: it stays itself
         self.put(key, tensor)
+        self._note_start(tensor)
         self.version += 1
+
+    def _note_start(self, value: Tensor) -> None:
+        if self.starts is not None and not value.is_meta:
+            self.starts[value] = value.detach().clone()
 
     def hold_found(self, tensor: Tensor) -> None:
         """Train a tensor that has no name, under one by the order in which such are found."""
@@ -165,6 +174,7 @@ class Parameters:
     def answering(self) -> Iterator[None]:
         """Answer the ``pyro.param`` statements of this block; nothing else does."""
         self.follow_values()
+        self.told.give()
         watch = self.watch  # another may watch runs inside of this block
 
         def tell(name: str, value: Tensor, hidden: bool) -> None:

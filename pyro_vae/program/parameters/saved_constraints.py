@@ -15,7 +15,6 @@ from torch.distributions import transform_to
 
 from pyro_vae.callers import of_user
 from pyro_vae.program.parameters.values import listed
-from pyro_vae.program.told import Told
 
 if TYPE_CHECKING:
     from pyro_vae.program.parameters.parameters import Parameters
@@ -37,15 +36,13 @@ class SavedConstraints:
 
     def __init__(self, own: "Parameters") -> None:
         self._own = own
-        self._told = Told()
 
     def compare(self, key: str, name: str, constraint: Any) -> None:
         """Warn, once, of a statement under another constraint than the first one of its value."""
         kept = self._own.known[key].constraint
         if kept is None or _are_alike(kept, constraint):
-            self._told.give()
             return
-        self._told.warn(
+        self._own.told.warn(
             ("constraint", name),
             f"pyro.param({name!r}) is stated under {constraint}, and was first under {kept}, which "
             "stays its constraint, as in stock Pyro; give both the same, or two names",

@@ -140,6 +140,8 @@ class Answers:
                 # A function writes where the store lacks the name: this is the statement.
                 self._give_store(name, value, constraints.real)
             else:
+                if ours and name in store:
+                    self._tell_of_write(name)
                 write(other, name, value)
 
         store.setdefault = setdefault
@@ -162,6 +164,16 @@ class Answers:
         key = key_of(name)
         typed, kept = self._own.types.now(key), self._own.known[key].constraint
         self._store.set_state({"params": {name: typed}, "constraints": {name: kept}})
+
+    def _tell_of_write(self, name: str) -> None:
+        """Warn of a value that a function writes anew in each run: no file has what it becomes."""
+        if not name.startswith(AVERAGES):
+            self._own.told.warn(
+                ("written", name),
+                f"pyro.get_param_store()[{name!r}] is written as the program runs: what is written "
+                "over a value is lost when the epoch ends, and no verb, checkpoint or file has it; "
+                "keep a running value in a buffer (register_buffer) of a module of the program",
+            )
 
     def _waits(self, name: str) -> bool:
         """Return whether there is a value for a name that no statement has asked for."""

@@ -90,7 +90,7 @@ try:
     jsb = pv.data.load("jsb")
     train, test = cut(jsb.train), cut(jsb.test)
 except DataError:
-    train, test = made_up(200, seed=1), made_up(60, seed=2)
+    train, test = made_up(60 if SMOKE else 200, seed=1), made_up(20 if SMOKE else 60, seed=2)
 print(f"{len(train['x'])} pieces to train on, {int(train['lengths'].sum())} steps")
 
 
@@ -314,7 +314,7 @@ def sentences(count, seed):
     return zip(*(sentence(generator) for _ in range(count)), strict=True)
 
 
-lines, _ = sentences(120 if SMOKE else 4000, seed=1)
+lines, _ = sentences(64 if SMOKE else 4000, seed=1)
 test_lines, test_log_p = sentences(40 if SMOKE else 500, seed=2)
 words = pv.data.Vocabulary.of(list(lines), least=1)
 text, test_text = words.numbers(list(lines)), words.numbers(list(test_lines))

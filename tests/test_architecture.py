@@ -21,6 +21,7 @@ MODULES = {
 LEAVES = {
     *("errors", "arguments", "callers", "device", "extras", "frames", "heap", "interrupts"),
     *(
+        "layouts",
         "names",
         "progress",
         "recording",
@@ -43,6 +44,7 @@ ALLOWED = {
     "frames": set(),
     "heap": set(),
     "interrupts": set(),
+    "layouts": set(),
     "names": set(),
     "progress": set(),
     "recording": set(),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pyro_vae.arguments import counted
 from pyro_vae.callers import of_user
 from pyro_vae.errors import CheckpointError
+from pyro_vae.layouts import laid_out_by, order_of
 from pyro_vae.program.parameters.late_values import Kept
 from pyro_vae.program.parameters.saved_constraints import constraints_of
 from pyro_vae.program.parameters.values import AVERAGES, key_of
@@ -164,6 +165,7 @@ class Checkpoint:
                     "name": own.known[key].name,
                     "trained": id(own.values[key]) in held,
                     "late": key not in own.late.early,
+                    "order": order_of(own.values[key]),
                 }
                 for key in own.late.unasked
             }
@@ -240,6 +242,7 @@ def _kept(meta: Mapping[str, Any], values: Mapping[str, Tensor]) -> dict[str, Ke
             name = name if isinstance(name, str) and key_of(name) == key else None
             constraint = None if name is None else constraints.get(key)
             trained, late = bool(told.get("trained")), bool(told.get("late"))
+            value = laid_out_by(told.get("order"), value)
             kept[key] = Kept(value, name, constraint, trained, late)
     return kept
 

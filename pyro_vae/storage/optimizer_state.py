@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.errors import CheckpointError
+from pyro_vae.layouts import laid_out_like
 
 # What their C++ kernels read without a look at shapes: the entries that each parameter must have.
 _KERNELS: dict[type[torch.optim.Optimizer], set[str]] = {
@@ -112,7 +113,10 @@ def fit_state(
         if name not in named:
             raise CheckpointError(f"{where}: optimizer state of {name!r}, which is not trained")
         _check_entry(optimizer, entry, value, named[name], f"{where}: {entry} of {name!r}")
-        state.setdefault(name, {})[entry] = value
+        alike = value.shape == named[name].shape
+        # A file holds it by rows, and a fused step reads it as the parameter lies in memory.
+        placed = laid_out_like(named[name], value) if alike else value
+        state.setdefault(name, {})[entry] = placed
     for entry, values in saved["scalars"].items():
         for name, value in values.items():
             if name not in named or not _is_plain(value):

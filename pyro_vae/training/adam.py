@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.errors import ConfigError
+from pyro_vae.layouts import laid_out_like
 from pyro_vae.torch_private import fused_adam_
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Adam(torch.optim.Adam):
@@ -112,8 +115,9 @@ class Adam(torch.optim.Adam):
             state = self.state[parameter]
             if not state:
                 state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-                for name in ("exp_avg", "exp_avg_sq"):
-                    state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+                state.update({name: torch.zeros_like(parameter) for name in _MOMENTS})
+            for name in _MOMENTS:  # the parameter may lie otherwise than when they were made
+                state[name] = laid_out_like(parameter, state[name])
         states = [self.state[parameter] for parameter in moved]
         # One tensor counts for all; each state keeps its number in it.
         self._steps = torch.stack([state["step"] for state in states]) if states else torch.empty(0)
@@ -123,7 +127,7 @@ class Adam(torch.optim.Adam):
         self._counts = self._steps.numpy() if self._steps.is_cpu else self._steps
         self._moved = moved
         self._pointers = [parameter.data_ptr() for parameter in moved]
-        means, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
+        means, squares = ([state[name] for state in states] for name in _MOMENTS)
         self._lists = (list(moved), means, squares, steps)
 
 

@@ -168,7 +168,7 @@ class CompiledLoss:
         """
         self.step.forget_parts()
         for traced in self._graphs.values():
-            traced.left, traced.doubted = 1, True
+            traced.doubt()
 
     @contextmanager
     def in_a_row(self) -> Iterator[None]:
@@ -276,7 +276,7 @@ class CompiledLoss:
         if self._watching:
             self._moved = [p for p in traced.state.moved() if self._harmless[p] < _HARMLESS]
             if self._moved:
-                traced.left, traced.doubted = 1, True
+                traced.doubt()
         self._calls += 1
         traced.left -= 1
         if traced.left == 0 and not self._still_right(key, traced, Call(batch, weights, size)):

@@ -85,16 +85,6 @@ def dense_rows(leaf: Tensor) -> Tensor:
     return leaf if last or leaf.is_contiguous() else leaf.contiguous()
 
 
-def same_layout(grad: Tensor, parameter: Tensor) -> bool:
-    """Return whether two tensors of one shape lie alike in memory.
-
-    A fused optimizer walks through both by address: a gradient laid out otherwise moves the wrong
-    weights. Autograd sees to it; kernels of convolutions, and the compiler, choose as they like.
-    """
-    sides = zip(parameter.shape, grad.stride(), parameter.stride(), strict=True)
-    return all(size == 1 or mine == other for size, mine, other in sides)
-
-
 class GraphLoss(torch.autograd.Function):
     """Run a graph that returns a loss and its gradients; hand the gradients out in backward."""
 

@@ -12,8 +12,9 @@ from torch.fx import GraphModule
 
 from pyro_vae.callers import of_user
 from pyro_vae.inference.graphs.comparison import Homes
-from pyro_vae.inference.graphs.flat_inputs import FlatStep, GraphLoss, global_norm, same_layout
+from pyro_vae.inference.graphs.flat_inputs import FlatStep, GraphLoss, global_norm
 from pyro_vae.inference.graphs.python_state import PythonState
+from pyro_vae.layouts import laid_out_like, same_layout
 from pyro_vae.recording import records, waits
 from pyro_vae.torch_private import has_gradient_hooks
 
@@ -68,7 +69,11 @@ class Traced:
         self.run = run
         if not any(run is known for known in self.compared):
             self.compared.append(run)
-            self.left, self.doubted = 1, True
+            self.doubt()
+
+    def doubt(self) -> None:
+        """Compare it with the program at the next call, and look where its gradients lie."""
+        self.left, self.doubted, self._looked_at = 1, True, None
 
     @cached_property
     def recordable(self) -> bool:
@@ -79,7 +84,8 @@ class Traced:
     def stray(self, grads: list[Tensor]) -> tuple[int, ...]:
         """Return which gradients are laid out otherwise than their parameters.
 
-        Settled by the first step of what runs the graph: looking costs a small step.
+        Settled by the first step of what runs the graph, and again where other code has run:
+        looking costs a small step.
         """
         if self._looked_at is not self.run:
             self._looked_at = self.run
@@ -126,7 +132,7 @@ class Prepared(NamedTuple):
         """Return the same inside ``torch.no_grad()``, which costs a hundredth of a small step."""
         loss, norm, *grads = (run or self.traced.run)(*self.inputs)
         for index in self.traced.stray(grads):
-            grads[index] = torch.empty_like(self.traced.trained[index]).copy_(grads[index])
+            grads[index] = laid_out_like(self.traced.trained[index], grads[index])
         return loss, norm, grads
 
     def backward(self, run: FlatStep | None = None) -> tuple[Tensor, Tensor]:

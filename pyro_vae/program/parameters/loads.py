@@ -15,6 +15,7 @@ from pyro.nn.module import PyroModule
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from pyro_vae.layouts import laid_out_like
 from pyro_vae.program.parameters.loaded import Loaded, unlike
 from pyro_vae.program.parameters.object_graph import empty_globals
 from pyro_vae.program.parameters.value_types import type_of
@@ -156,7 +157,10 @@ class Loads:
     def compare(self, key: str, start: Callable[[], Tensor]) -> None:
         """Compare a value that was given before the first run with that of its statement."""
         if self._own.fresh and self.loaded is not None:
-            begun = self.loaded.compare(key, self._own.values[key], start)
+            value = self._own.values[key]
+            begun = self.loaded.compare(key, value, start)
+            if begun is not None and begun.shape == value.shape:
+                value.data = laid_out_like(begun, value.data)  # products are equal to the bit
             self._own.types.choose(key, begun)
 
     def fill(self, values: set[str], used: set[str]) -> None:

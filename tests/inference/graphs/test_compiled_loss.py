@@ -22,8 +22,8 @@ from pyro_vae.errors import ConfigError
 from pyro_vae.inference.graphs import compiled_loss
 from pyro_vae.inference.graphs.bindings import direct
 from pyro_vae.inference.graphs.compiled_loss import CompiledLoss
-from pyro_vae.inference.graphs.flat_inputs import same_layout
 from pyro_vae.inference.graphs.simplify import simplify
+from pyro_vae.layouts import same_layout
 from pyro_vae.program.handlers import validation
 from pyro_vae.program.looks.failures import users_line
 from pyro_vae.program.program import Program

@@ -836,12 +836,20 @@ BUGS = [
         "::test_numbers_in_a_list_or_one_by_one_find_the_factors_too",
     ),
     Bug(
+        "what an argument with holes scales taken for a mean",
+        "program/sites/stand_ins.py",
+        "mean = less & _are_same(shares[0], shares[1], shares.amax(0))",
+        "mean = less",
+        "tests/program/looks/test_stand_ins.py"
+        "::test_data_that_an_argument_with_holes_scales_are_told_of",
+    ),
+    Bug(
         "an argument's number in the place of a hole taken for what stands in, whatever it does",
         "program/sites/stand_ins.py",
-        "(stays | (equal & less))",
-        "(stays | equal)",
+        "other_mean & _stay(each, own, *twice())",
+        "other_mean",
         "tests/program/looks/test_stand_ins.py"
-        "::test_holes_that_count_are_told_of_beside_an_argument_with_the_same_numbers",
+        "::test_data_that_an_argument_with_holes_scales_are_told_of",
     ),
     Bug(
         "ones of the shape of the rows' numbers taken for numbers of rows",

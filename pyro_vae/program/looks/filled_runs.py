@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pyro.poutine.messenger import Messenger
@@ -16,6 +16,7 @@ from pyro_vae.program.checks import is_discrete
 from pyro_vae.program.handlers import Message, innermost
 
 FEW, MANY = 3, 7  # columns for which 8 runs have codes, and 16
+Fill = Literal["high", "low", "same"]
 Run = Callable[..., Trace | None]  # ``Runs.model_under``
 
 
@@ -73,27 +74,33 @@ class FilledRuns:
         return found
 
     def with_another(
-        self, leaf: Tensor, rows: Tensor | None, *, high: bool | None = None
+        self, leaf: Tensor, rows: Tensor | None, *, fill: Fill | None = None
     ) -> Trace | None:
         """Run with other numbers in one argument, which keeps its holes.
 
         Arguments:
             leaf: The argument.
             rows: Which of its rows have others; None is none.
-            high: Whether the others have the largest numbers in the place of NaN, or the least;
-                None leaves them as they are.
+            fill: What stands in the place of NaN in all other arguments: the largest numbers of
+                their columns, the least, or the same as this argument has there, or in its row
+                (no run where it has others); None leaves them as they are.
         """
+        now = leaf if rows is None else turned(leaf, leaf, rows)
 
         def made(each: Tensor) -> Tensor:
-            return each if each is leaf or high is None else _filled(each, high=high)
+            if each is leaf or fill is None:
+                return each
+            return _filled_with(each, now) if fill == "same" else _filled(each, high=fill == "high")
 
         marked = self._marked(made)
 
         def other(each: Tensor) -> Tensor:
-            now = marked(each)
-            return now if rows is None or each is not leaf else turned(now, each, rows)
+            here = marked(each)
+            return here if rows is None or each is not leaf else turned(here, each, rows)
 
-        return self._run_on(other)
+        holey = [each for _, each in named_leaves(self._batch) if has_holes(each)]
+        fit = all(each is leaf or _fits(now, each) for each in holey)
+        return self._run_on(other) if fit or fill != "same" else None
 
     def of_codes(
         self, codes: Tensor, *, full: bool = False, only: Tensor | None = None, chosen: Any = None
@@ -230,6 +237,25 @@ def _marks_in(batch: Batch) -> Iterator[_Marks]:
 def _filled(leaf: Tensor, *, high: bool) -> Tensor:
     """Return data with the least or the largest number of a column in the place of its NaN."""
     return torch.where(leaf.isnan(), _range(leaf)[high], leaf) if has_holes(leaf) else leaf
+
+
+def _fits(numbers: Tensor, leaf: Tensor) -> bool:
+    """Return whether there is a number for each cell of an argument, or for each row."""
+    return numbers[0].numel() in (1, leaf[0].numel())
+
+
+def _filled_with(leaf: Tensor, numbers: Tensor) -> Tensor:
+    """Return data with the numbers of another argument in the place of NaN.
+
+    On a GPU they are of the range of their column, for the reason that ``_range`` has.
+    """
+    if not has_holes(leaf):
+        return leaf
+    shape = leaf.shape if numbers[0].numel() > 1 else (len(leaf), *(1,) * (leaf.dim() - 1))
+    given = numbers.to(leaf).reshape(shape)
+    if leaf.is_cuda:
+        given = given.clamp(*_range(leaf))
+    return torch.where(leaf.isnan(), given, leaf)
 
 
 def _coded(leaf: Tensor, *, full: bool, only: Tensor | None, chosen: Any, code: Tensor) -> Tensor:

@@ -152,6 +152,8 @@ MEANS = {
     "nanmean": lambda x, y: torch.stack([x, y]).nanmean(0),
     "weighed": lambda x, y: y.where(x.isnan(), x.where(y.isnan(), 0.8 * x + 0.2 * y)),
     "the larger": torch.fmax,
+    "geometric": lambda x, y: torch.stack([x.log(), y.log()]).nanmean(0).exp(),
+    "in another unit": lambda x, y: torch.stack([x, 1.8 * y + 32.0]).nanmean(0),
 }
 
 
@@ -167,6 +169,40 @@ def test_the_mean_of_those_measurements_that_are_there_has_no_holes(mean, lacks,
 
     other = WIDE.flip(1)
     assert told_of(model, (WIDE, other if lacks else other.nan_to_num(0.5)))[0] == []
+
+
+@pytest.mark.parametrize("observe", [in_one_event, in_columns])
+@pytest.mark.parametrize("full", [1, 2, 3])
+def test_the_mean_of_one_that_lacks_and_any_number_of_others_has_no_holes(full, observe):
+    """No cell of it is the number of one of the others where there are two."""
+    others = [WIDE.flip(dim).nan_to_num(0.5) for dim in (1, 0, (0, 1))[:full]]
+
+    def model(x, *rest):
+        observe(torch.stack([x, *rest]).nanmean(0), torch.ones_like(x) > 0)
+
+    assert told_of(model, (WIDE, *others))[0] == []
+
+
+SCALED = {
+    "by a share": lambda y, x: y * x.nan_to_num(1.0),
+    "by a size": lambda y, x: y / x.nan_to_num(1.0),
+    "by the size of its row": lambda y, x: y / x[:, :1].nan_to_num(1.0),
+    "less a share": lambda y, x: y * (1 - x.nan_to_num(0.0)),
+    "by a power": lambda y, x: y ** x.nan_to_num(1.0),
+    "in halves": lambda y, x: (y + x.nan_to_num()) / 2,
+}
+
+
+@pytest.mark.parametrize("unit", [0.05, 1.0, 1e-5])
+@pytest.mark.parametrize("scaled", SCALED)
+def test_data_that_an_argument_with_holes_scales_are_told_of(scaled, unit):
+    """Where the filler is 1 they are the data's numbers, and move less once it is another one."""
+
+    def model(y, x):
+        in_one_event(SCALED[scaled](y, x), torch.ones_like(y) > 0)
+
+    (found,) = told_of(model, (WIDE.flip(1).nan_to_num(0.5), WIDE * unit))[0]
+    assert "scores cells that are NaN in the data (" in found
 
 
 BESIDE = {

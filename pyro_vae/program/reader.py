@@ -82,7 +82,8 @@ from pyro_vae.program.parameters.modules import (
     leaves_behind,
     set_apart,
 )
-from pyro_vae.program.sites.holes import Holes, observed_holes, of_factors, of_joint_rows
+from pyro_vae.program.sites.holes import Holes, observed_holes, of_joint_rows
+from pyro_vae.program.sites.holes_of_factors import of_factors
 from pyro_vae.program.sites.masks import is_masked, tell_of_masks
 from pyro_vae.program.sites.numbered import LookUps, forget_plates, numbered_pair
 from pyro_vae.program.sites.observed import Binding, Copies, bindings_of

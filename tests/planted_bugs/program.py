@@ -897,4 +897,19 @@ BUGS = [
         "tests/program/test_factors_of_the_rows_met.py"
         "::test_lookups_by_other_numbers_than_the_place_are_taken[the rows before]",
     ),
+    Bug(
+        "factors not asked about beside a site whose mask is right",
+        "program/sites/holes.py",
+        "message = message or of_moving_factors(model, runs)",
+        "pass",
+        "tests/program/looks/test_holes_of_factors.py"
+        "::test_a_factor_that_scores_holes_is_told_of_beside_a_site_that_masks_them",
+    ),
+    Bug(
+        "a factor told of for rows that its mask leaves out",
+        "program/sites/holes_of_factors.py",
+        "moved = differ(high[name], low[name]) & kept.to(high[name].device)",
+        "moved = differ(high[name], low[name])",
+        "tests/program/looks/test_holes_of_factors.py::test_a_factor_of_no_hole_counts_as_it_is",
+    ),
 ]

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from pyro.distributions import Unit
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from pyro_vae.program.batches.batch import Batch
 from pyro_vae.program.handlers import Message, innermost, observes, sample_sites
 from pyro_vae.program.looks.filled_runs import FilledRuns, Run, has_holes
 from pyro_vae.program.sites.held_holes import cells_in_place, held_holes, lost_cells
+from pyro_vae.program.sites.holes_of_factors import of_moving_factors
 from pyro_vae.program.sites.masks import has_cells
 from pyro_vae.program.sites.observed_cells import (
     Cells,
@@ -69,8 +69,8 @@ class Holes:
     def tell(self, batch: Batch, arguments: Mapping[str, Any], model: Trace, guide: Trace) -> None:
         """Warn of a site that scores cells that are NaN in the data, or leaves out rows for them.
 
-        Such a site observes numbers of the model's own in the place of NaN. A look that fails tells
-        nothing; where some did there are no more.
+        Such a site observes numbers of the model's own in the place of NaN; a factor, which shows
+        no cells, may score them. A look that fails tells nothing; where some did there are no more.
 
         Arguments:
             batch: Some rows, with holes.
@@ -86,6 +86,7 @@ class Holes:
             runs = FilledRuns(self._run, batch, model, guide)
             if lacks and key not in self._right:
                 message, done = self._look(runs, model, arguments, batch)
+                message = message or of_moving_factors(model, runs)
                 self._right |= {key} if done else set()
             self._failures -= not runs.failed
         if message:
@@ -299,19 +300,6 @@ def of_joint_rows(model: Trace) -> str:
             f"site {name!r} has one density for {what}: {way_out}, x.nan_to_num() in guide and "
             f"obs= beside .mask({marks}){where}"
         )
-    return ""
-
-
-def of_factors(model: Trace) -> str:
-    """Return what to do about holes where factors score the data; nothing where none does."""
-    for name, site in sample_sites(model):
-        if isinstance(site["fn"], Unit) and site["is_observed"] and site["cond_indep_stack"]:
-            return (
-                f"site {name!r} is a pyro.factor, which takes no holes: nothing shows which cells "
-                "its number leaves out; observe what has holes by pyro.sample(name, "
-                "fn.mask(~x.isnan()).to_event(1), obs=x.nan_to_num()), with x.nan_to_num() in the "
-                "guide, or drop such rows, x[x.isfinite().flatten(1).all(1)]"
-            )
     return ""
 
 

@@ -296,28 +296,6 @@ def test_holes_that_are_taken_rightly_cost_one_run_once(monkeypatch):
     assert rows == [4]
 
 
-def by_choice(cells, x):
-    scores = torch.where(x.isnan(), 0.0, cells.log_prob(x.nan_to_num()))
-    pyro.factor("x", scores.sum(-1))
-
-
-def by_row(cells, x):
-    scores = cells.log_prob(x.nan_to_num()).sum(-1)
-    pyro.factor("x", torch.where(x.isnan().all(-1), 0.0, scores))
-
-
-def beside_a_label(cells, x):
-    by_choice(cells, x)
-    pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.ones(len(x)))
-
-
-@pytest.mark.parametrize("observe", [by_choice, by_row, beside_a_label])
-def test_a_factor_of_data_with_holes_is_refused_with_the_way_out(observe):
-    told = r"value nan in row 0 .*'x' is a pyro.factor, which takes no holes: .* by pyro.sample\("
-    with pytest.raises(DataError, match=told):
-        pv.elbo(masked(observe), HOLES)
-
-
 def test_sites_that_are_named_by_holes_are_told_of_what_they_score():
     def model(x):
         with pyro.plate("rows", len(x)):

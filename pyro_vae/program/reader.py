@@ -85,7 +85,7 @@ from pyro_vae.program.parameters.modules import (
 from pyro_vae.program.sites.holes import Holes, observed_holes, of_joint_rows
 from pyro_vae.program.sites.holes_of_factors import of_factors
 from pyro_vae.program.sites.masks import is_masked, tell_of_masks
-from pyro_vae.program.sites.numbered import LookUps, forget_plates, numbered_pair
+from pyro_vae.program.sites.numbered import DrawFirst, LookUps, forget_plates, numbered_pair
 from pyro_vae.program.sites.observed import Binding, Copies, bindings_of
 from pyro_vae.program.sites.plates import (
     AroundOne,
@@ -246,7 +246,11 @@ class Reader:
             sites,
             dependence=self._dependence(sites, batch, (model, guide)),
             draws_rows=draws_rows,
-            takes_part=draws_rows and not (frame and frame.size == num_rows(batch)),
+            takes_part=(
+                _drawn_of(plate, drawn)
+                if draws_rows and not (frame and frame.size == num_rows(batch))
+                else 0
+            ),
             parts_beside=_beside(plate, drawn),
             parts_in_guide=self._drawn_by_guide(batch) if drawn.plates else (),
             parts_weighed=_weighed(model),
@@ -580,7 +584,7 @@ class Reader:
         count = min(_FEW_NUMBERS, total - 1)
         few = some(count)
         rows = torch.arange(total - count, total, device=self.runs.home(few))
-        seen = LookUps(rows, total)
+        seen = LookUps([rows], total, count)
         with suppress(DataError, ProgramError), silent():
             model, guide = self.runs.once(few)
             plate = self._find_plate(model, guide, few)
@@ -594,6 +598,24 @@ class Reader:
                     with suppress(Exception):  # it may index the few rows as well
                         run(*args, **kwargs)
                     forget_plates(self._program.own.parts)
+        return seen.found
+
+    def draws_numbers(self, some: Callable[[int], Batch], drawn: int, total: int) -> bool:
+        """Return whether the program looks up what it has of N data by numbers that it draws.
+
+        Arguments:
+            some: Makes a batch of so many rows. It is not asked for N.
+            drawn: How many the program draws.
+            total: N.
+        """
+        few = some(drawn + 1 if drawn + 1 != total else drawn + 2)
+        args, kwargs = arguments(self.runs.as_taken(few))
+        seen = LookUps([], total, drawn)
+        for run in reversed(self._program.functions):
+            with self.runs.quiet(few), validation(False), DrawFirst(seen), seen:
+                with suppress(Exception):  # whatever a user's function raises
+                    run(*args, **kwargs)
+                forget_plates(self._program.own.parts)
         return seen.found
 
     def goes_by_place(self, batch: Batch) -> bool:
@@ -778,6 +800,13 @@ def _term(site: Message) -> Tensor:
     """Return the log density of a site; of one without, its value."""
     fn, value = site["fn"], site["value"]
     return fn.log_prob(value) if checks.has_density(fn) else value
+
+
+def _drawn_of(plate: DataPlate, drawn: DrawnRows) -> int:
+    """Return how many rows of the data a program draws."""
+    own = (plate.name, plate.in_guide)
+    counts = {name: count for name, (count, _) in drawn.plates.items()}
+    return next((counts[name] for name in own if name in counts), max(counts.values()))
 
 
 def _beside(plate: DataPlate, drawn: DrawnRows) -> dict[str, tuple[int, int]]:

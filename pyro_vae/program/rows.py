@@ -108,6 +108,7 @@ class Rows:
         self._settled = False  # whether it is known if the guide has a factor for each datum
         self._by_place: bool | None = None  # whether it is; None: not known
         self._places: int | None = None  # N, trained by their places
+        self._draws = 0  # how many rows of all the program draws itself, where it is seen to
         self.total: int | None = None  # N, where parts of the program's own rows go by number
         self.told: int | None = None  # N, where a file says that the guide has a factor for each
         self.trained: str | None = None  # hashes of the rows that these were trained on
@@ -117,6 +118,7 @@ class Rows:
         """Find out anew: model or guide has been replaced."""
         self._fixed, self._settled, self.total = None, False, None
         self._by_place = self._places = None
+        self._draws = 0
         self._supports = _Supports()
 
     def numbered(self, data: Batch) -> Batch:
@@ -160,6 +162,9 @@ class Rows:
             return
         if self._reader.fresh or by_number == rows:
             self._reader.read(data)
+        if self._reader.sites.takes_part:
+            self._draws, self._fixed = self._reader.sites.takes_part, False
+            return
         if self._reader.rows_read != rows:
             if by_number == self._reader.rows_read:
                 self.total, self._fixed = by_number, False
@@ -179,6 +184,20 @@ class Rows:
         """
         known = self._settled or self._program.examples.offered
         return not known and self._looks_up(batch, total) > 0
+
+    def draws_factors(self, batch: Batch, total: int) -> bool:
+        """Return whether the program looks up what it has of N data by numbers that it draws.
+
+        These are places in the batch that it is given, whichever rows that has.
+        """
+        drawn = self._reader.sites.takes_part or self._draws
+        if not drawn or isinstance(batch, Whole | Part):
+            return False
+        some = partial(_some, batch)
+        with self._reader.runs.undone():
+            sizes = {total, self._reader.rows_read}
+            found = any(self._reader.draws_numbers(some, drawn, size) for size in sizes)
+        return found
 
     def makes_factors(self, batch: Batch, total: int) -> bool:
         """Return whether the guide of a new program has, or makes, factors of the rows it is given.

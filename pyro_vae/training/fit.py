@@ -371,7 +371,7 @@ def _tell_of_own_rows(sites: Sites) -> None:
             f"fit: the plate {name!r} draws some of its rows at each step (subsample_size): fit "
             "trains on these, and no other verb can answer for each row; leave subsample_size out"
             + ", for batch_size= makes the minibatches"
-            * sites.takes_part,
+            * bool(sites.takes_part),
             stacklevel=of_user(),
         )
 
@@ -441,6 +441,7 @@ def _require_whole_batches(
         transformed: Whether batches are what a function makes of the data.
         by_number: Whether the guide is known to have factors that row numbers would find.
     """
+    _require_all_to_draw_of(program, first, feed)
     fixed = program.rows.are_fixed(first)  # found out here in any case: verbs ask for it later
     whole = isinstance(feed, TensorFeed) and feed.batch_size >= feed.size and world.size == 1
     numbered = isinstance(first, Part) and world.size == 1
@@ -473,6 +474,23 @@ def _require_whole_batches(
             "the plate (`with pyro.plate(...) as i: loc[i]`, pyro.param(..., event_dim=), "
             "AutoNormal), or take pv.LocalGuide: these train in minibatches"
         )
+
+
+def _require_all_to_draw_of(program: Program, first: Batch, feed: TensorFeed | LoaderFeed) -> None:
+    """Refuse parts of the data to a program that looks up factors of the rows that it draws."""
+    whole = isinstance(feed, TensorFeed) and feed.batch_size >= feed.size
+    if whole or not program.rows.draws_factors(first, feed.size):
+        return
+    given = (
+        "data: got a loader with batches of" if isinstance(feed, LoaderFeed) else "batch_size: got"
+    )
+    raise ProgramError(
+        f"{given} {feed.batch_size}, expected all {feed.size} rows at once: the program "
+        "draws some rows of a batch (subsample_size) and finds their factors by their places in "
+        "it, which are others in the data; leave subsample_size out, observe x in place of x[i], "
+        "and let pv.fit make the minibatches, or hand over all rows at each step, as tensors: "
+        f"batch_size={feed.size}"
+    )
 
 
 def _require_own(program: Program, judged: Batch, feed: TensorFeed | LoaderFeed) -> None:

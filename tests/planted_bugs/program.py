@@ -912,4 +912,20 @@ BUGS = [
         "moved = differ(high[name], low[name])",
         "tests/program/looks/test_holes_of_factors.py::test_a_factor_of_no_hole_counts_as_it_is",
     ),
+    Bug(
+        "factors of rows that a program draws itself trained by the rows of other places",
+        "training/fit.py",
+        "if whole or not program.rows.draws_factors(first, feed.size):",
+        "if True:",
+        "tests/program/test_factors_of_the_rows_met.py"
+        "::test_factors_of_rows_that_the_program_draws_train_on_all_rows_alone[3]",
+    ),
+    Bug(
+        "a program that draws as many rows as a batch has taken for one of so many rows",
+        "program/rows.py",
+        "self._draws, self._fixed = self._reader.sites.takes_part, False",
+        "pass",
+        "tests/program/test_factors_of_the_rows_met.py"
+        "::test_a_network_of_rows_that_the_program_draws_trains_in_minibatches[4]",
+    ),
 ]

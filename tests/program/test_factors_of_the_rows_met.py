@@ -3,6 +3,8 @@
 It is the program that has the number of all rows written in.
 """
 
+import warnings
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -234,6 +236,50 @@ def test_a_plate_that_would_draw_rows_has_those_of_the_batch(side):
         torch.testing.assert_close(pv.elbo(program, X, batch_size=3), best)
     with pytest.raises(ProgramError, match=r"^data: got a loader, .* one factor per datum"):
         train(of_drawn_rows(side), DataLoader(TensorDataset(X), batch_size=4))
+
+
+def of_own_draws(drawn, own=None):
+    """Factors at the rows that the program draws of those it is given; or a network of these."""
+
+    def model(x):
+        with pyro.plate("data", len(x), subsample_size=drawn) as i:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[i])
+
+    def factors(x, i):
+        return pyro.param("locs", torch.zeros(len(x)))[i]
+
+    def guide(x):
+        with pyro.plate("data", len(x), subsample_size=drawn) as i:
+            pyro.sample("z", dist.Delta((own or factors)(x, i)))
+
+    return pv.Program(model, guide)
+
+
+@pytest.mark.parametrize("drawn", [1, 3, 4])
+def test_factors_of_rows_that_the_program_draws_train_on_all_rows_alone(drawn):
+    """Those of the first places were trained, by the rows of all batches."""
+    with pytest.raises(ProgramError, match=r"^batch_size: got 4, expected all 8 rows .*=8$"):
+        train(of_own_draws(drawn), batch_size=4)
+    with pytest.raises(
+        ProgramError, match=r"^data: got a loader with batches of 5, expected all 8 rows "
+    ):
+        train(of_own_draws(drawn), DataLoader(TensorDataset(X), batch_size=5))
+    program = of_own_draws(drawn)
+    with pytest.warns(UserWarning, match="draws some of its rows at each step"):
+        train(program, batch_size=N, epochs=40, lr=drawn / 2, optimizer=torch.optim.SGD)
+    locs = parameters(program)["values.locs"]
+    torch.testing.assert_close(locs, X / 2)  # the best point of each row
+
+
+@pytest.mark.parametrize("drawn", [3, 4])
+def test_a_network_of_rows_that_the_program_draws_trains_in_minibatches(drawn):
+    """It was taken to run on the rows of its own minibatch alone where a batch has as many."""
+    program = of_own_draws(drawn, lambda x, i: pyro.param("slope", torch.zeros(1)) * x[i])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "fit: the plate 'data' draws some of its rows")
+        train(program, batch_size=4, epochs=60, lr=0.02, optimizer=torch.optim.SGD, compile=False)
+    torch.testing.assert_close(parameters(program)["values.slope"], torch.tensor([0.5]))
 
 
 def test_rows_beside_those_of_the_factors_are_refused():

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from pyro.contrib.easyguide import EasyGuide
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.effect import AutoMessenger
@@ -137,15 +138,15 @@ class LookUps(TorchFunctionMode):
     """Notice whether a tensor of N rows, in any dimension, is indexed by the numbers of some rows.
 
     Arguments:
-        rows: Their numbers, as a plate gives them.
+        numbers: Theirs, as a plate gives them; what is computed of them alone comes in.
         total: N.
+        count: How many rows a plate gives.
     """
 
-    def __init__(self, rows: Tensor, total: int) -> None:
+    def __init__(self, numbers: list[Any], total: int, count: int) -> None:
         super().__init__()
         self.total, self.found = total, False
-        self._count = len(rows)
-        self._numbers: list[Any] = [rows]  # and what is computed of them alone
+        self.numbers, self._count = numbers, count
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run a function of torch, and look at its arguments: what fails has looked nothing up."""
@@ -164,11 +165,11 @@ class LookUps(TorchFunctionMode):
         result = func(*args, **kwargs)
         self.found |= looked_up
         if not others and self._tells_rows(result):
-            self._numbers += [*result] if isinstance(result, tuple) else [result]
+            self.numbers += [*result] if isinstance(result, tuple) else [result]
         return result
 
     def _is_of_numbers(self, value: Any) -> bool:
-        return any(value is each for each in self._numbers)
+        return any(value is each for each in self.numbers)
 
     def _within(self, value: Any) -> Any:
         """Return numbers of rows as some that the batch has; all else as it is."""
@@ -176,7 +177,7 @@ class LookUps(TorchFunctionMode):
             return value
         if isinstance(value, list):
             return [number % self._count for number in value]
-        return value % self._count if value.dtype == self._numbers[0].dtype else value
+        return value % self._count if value.dtype == self.numbers[0].dtype else value
 
     def _tells_rows(self, result: Any) -> bool:
         """Return whether each row has another value: ones, as many as there are rows, tell none."""
@@ -186,6 +187,22 @@ class LookUps(TorchFunctionMode):
         if not isinstance(result, Tensor) or self._count not in result.shape:
             return False
         return len(result.unique(dim=result.shape.index(self._count))) == self._count
+
+
+class DrawFirst(Messenger):
+    """Have plates that draw some of their rows draw the first ones, and follow their numbers."""
+
+    def __init__(self, seen: LookUps) -> None:
+        super().__init__()
+        self._seen = seen
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if not site_is_subsample(msg) or msg["value"] is not None:
+            return
+        drawn = msg["fn"].subsample_size
+        if drawn is not None and drawn < msg["fn"].size:
+            msg["value"] = torch.arange(drawn, device=msg["fn"].device)
+            self._seen.numbers.append(msg["value"])
 
 
 def guides_remembered(module: nn.Module) -> Callable[[], None]:

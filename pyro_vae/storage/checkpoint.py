@@ -29,7 +29,12 @@ from pyro_vae.storage.bundle import (
 from pyro_vae.storage.differences import check_settings, renewed_options
 from pyro_vae.storage.history import History
 from pyro_vae.storage.moved_state import MovedState, check_moved
-from pyro_vae.storage.optimizer_state import fit_state, parameter_names, take_state
+from pyro_vae.storage.optimizer_state import (
+    fit_state,
+    parameter_names,
+    take_state,
+    without_dropped,
+)
 from pyro_vae.storage.random_state import (
     check_random_state,
     loader_states,
@@ -40,6 +45,9 @@ from pyro_vae.storage.random_state import (
 NAME = "checkpoint"
 _AVERAGES = f"values.{AVERAGES}"
 _KEPT = "kept"  # values that the first batch does not ask for
+# Names of parameters that an optimizer holds, and the program no longer, with the names of those
+# that it has in their place: their own, or that of a layer that is tied to this one.
+_DROPPED = "dropped"
 _SINCE_BEST = "since_best"  # parts that have come after the best epoch
 _BY_OTHERS = (
     ", or, of networks and tensors that other data have made, let a new program run on the data "
@@ -116,12 +124,14 @@ class Checkpoint:
         losses: Mapping[int, Tensor] | None = None,
         moved: MovedState | None = None,
         replaced: Mapping[int, str] | None = None,
+        first: Mapping[int, str] | None = None,
     ) -> "Checkpoint":
         """Copy weights, optimizer states and random states (the device's and the loader's too).
 
         Of a loader's generators the states are those at the beginning of the epoch, from where its
         batches are read anew. ``losses`` are sums over the running epoch, by update. ``replaced``
-        are the names of parameters that the program had, by their ids (``names_of_replaced``).
+        are the names of parameters that the program had, by their ids (``names_of_replaced``), and
+        ``first`` those of all as they came to the run: two layers may have been tied since.
 
         The history is kept as tensors: JSON would take 26 times its bytes to read.
 
@@ -145,12 +155,15 @@ class Checkpoint:
         columns = history.arrays()
         for name, column in columns.items():
             tensors[f"history.{name}"] = torch.from_numpy(column).double()
-        names, states = {**(replaced or {}), **parameter_names(modules)}, []
+        names, states = {**(replaced or {}), **parameter_names(modules, first or {})}, []
         for index, optimizer in enumerate(optimizers):
             values, state = take_state(optimizer, names, f"optimizer{index}")
             tensors |= values
             states.append(state)
         meta = {**progress.as_json(), "columns": list(columns), "optimizers": states}
+        if replaced:
+            there = _places(modules["program"])
+            meta[_DROPPED] = {name: names[id(there[name])] for name in replaced.values()}
         since = sorted(_parts(modules["program"].state_dict()) - (best or {}).keys())
         if best and since:
             meta[_SINCE_BEST] = since
@@ -311,6 +324,7 @@ def read_checkpoint(
         module.load_state_dict(states[name])
     for optimizer, state in zip(optimizers, fitted, strict=True):
         optimizer.load_state_dict(state)
+    _tie(modules["program"], _dropped(meta, modules["program"]))
     own: Any = modules["program"].own
     own.late.keep_lent()
     own.constraints.note(meta.get("constraints"))
@@ -318,6 +332,27 @@ def read_checkpoint(
     if moved is not None:
         moved.put_back(_part(tensors, "plain."), meta.get("plain"), where)
     return best, progress, history, changes, losses
+
+
+def _dropped(meta: Mapping[str, Any], program: nn.Module) -> dict[str, str]:
+    """Return the names of parameters that the run has dropped, with those in their place."""
+    found, here = meta.get(_DROPPED), _places(program)
+    pairs = found.items() if isinstance(found, dict) else ()
+    return {name: other for name, other in pairs if name in here and other in here}
+
+
+def _tie(program: nn.Module, dropped: Mapping[str, str]) -> None:
+    """Let layers share the parameters that they shared in the run: its functions may tie once."""
+    places = _places(program)
+    for name, other in dropped.items():
+        part, _, last = name.removeprefix("program.").rpartition(".")
+        if places[name].shape == places[other].shape:
+            program.get_submodule(part)._parameters[last] = places[other]
+
+
+def _places(program: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters of a program by all their names: several, where layers share one."""
+    return dict(program.named_parameters(prefix="program", remove_duplicate=False))
 
 
 def _add_spare(states: dict[str, dict[str, Tensor]], modules: dict[str, nn.Module]) -> set[str]:
@@ -398,7 +433,7 @@ def _fit_optimizers(
     where: str,
     renewed: frozenset[str],
 ) -> list[dict[str, Any]]:
-    names, saved = parameter_names(modules), meta.get("optimizers")
+    saved, dropped = meta.get("optimizers"), _dropped(meta, modules["program"])
     if not isinstance(saved, list) or len(saved) != len(optimizers):
         count = len(saved) if isinstance(saved, list) else "no"
         raise CheckpointError(
@@ -406,10 +441,16 @@ def _fit_optimizers(
             "resume with the objective and the optimizer that started the run"
         )
     try:
-        return [
-            fit_state(optimizer, state, _part(tensors, f"optimizer{index}/"), names, where, renewed)
-            for index, (optimizer, state) in enumerate(zip(optimizers, saved, strict=True))
-        ]
+        groups = [group for state in saved for group in state["groups"]]
+        names = parameter_names(
+            modules, {n for g in groups for n in g["params"]}.difference(dropped)
+        )
+        gone = {*dropped}.difference(names.values())  # where the program ties its layers already
+        fitted = []
+        for index, (optimizer, state) in enumerate(zip(optimizers, saved, strict=True)):
+            known, moments = without_dropped(state, _part(tensors, f"optimizer{index}/"), gone)
+            fitted.append(fit_state(optimizer, known, moments, names, where, renewed))
+        return fitted
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise

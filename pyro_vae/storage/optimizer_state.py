@@ -1,6 +1,6 @@
 """The state of optimizers by the names of the parameters: order and shape cannot mix it up."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -21,12 +21,23 @@ _PLAIN = bool | int | float | str | None
 _LARGEST, _LARGEST_INTEGER = 1e30, 2**53
 
 
-def parameter_names(modules: Mapping[str, nn.Module]) -> dict[int, str]:
-    """Return the name of each parameter by its identity: ``program.parts.net.weight``."""
+def parameter_names(
+    modules: Mapping[str, nn.Module], wanted: Mapping[int, str] | Collection[str] = ()
+) -> dict[int, str]:
+    """Return the name of each parameter by its identity: ``program.parts.net.weight``.
+
+    Arguments:
+        modules: What holds them.
+        wanted: Of a parameter that several layers share, the name to take, by its identity or among
+            names; it is the first of its names where none is wanted.
+    """
     names: dict[int, str] = {}
     for prefix, module in modules.items():
-        for name, parameter in module.named_parameters():
-            names.setdefault(id(parameter), f"{prefix}.{name}")
+        for each, parameter in module.named_parameters(remove_duplicate=False):
+            name, key = f"{prefix}.{each}", id(parameter)
+            chosen = wanted.get(key) == name if isinstance(wanted, Mapping) else name in wanted
+            if chosen or key not in names:
+                names[key] = name
     return names
 
 
@@ -34,22 +45,47 @@ def names_of_replaced(
     replaced: Mapping[nn.Parameter, str],
     program: nn.Module,
     optimizers: Iterable[torch.optim.Optimizer],
+    first: Mapping[int, str],
 ) -> dict[int, str]:
     """Return the names of parameters that a program had, by their ids, where a run may go on.
 
-    An optimizer that has never moved such a one goes on alike over what the program has in its
+    It may where two layers have been tied: the parameter that both use now has a name of its own.
+    Else an optimizer that has never moved such a one goes on alike over what the program has in its
     place at first. One that has would train on what nothing uses any more.
 
     Arguments:
         replaced: What no part of the program holds any longer, with its name in it.
         program: It has others under these names.
         optimizers: They hold the replaced ones.
+        first: The names of parameters, by their ids, as they came to the run.
     """
     held = {p for each in optimizers for group in each.param_groups for p in group["params"]}
     moved = {p for each in optimizers for p in each.state}
-    now = {name for name, parameter in program.named_parameters() if parameter in held}
-    still = {p: name for p, name in replaced.items() if p not in moved and name not in now}
-    return {id(parameter): f"program.{name}" for parameter, name in still.items()}
+    names = parameter_names({"program": program}, first)
+    here = {names[id(p)] for p in program.parameters()}
+    trained = {names[id(p)] for p in program.parameters() if p in held}
+    found = {parameter: f"program.{name}" for parameter, name in replaced.items()}
+    return {
+        id(parameter): name
+        for parameter, name in found.items()
+        if name not in here or (parameter not in moved and name not in trained)
+    }
+
+
+def without_dropped(
+    saved: Mapping[str, Any], tensors: Mapping[str, Tensor], names: Collection[str]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return what ``take_state`` returned, without parameters of some names."""
+    groups = [
+        {**group, "params": [name for name in group["params"] if name not in names]}
+        for group in saved["groups"]
+    ]
+    scalars = {
+        entry: {name: value for name, value in values.items() if name not in names}
+        for entry, values in saved["scalars"].items()
+    }
+    kept = {key: value for key, value in tensors.items() if key.partition("/")[2] not in names}
+    return {**saved, "groups": groups, "scalars": scalars}, kept
 
 
 def take_state(

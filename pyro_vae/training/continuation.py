@@ -127,7 +127,8 @@ class Continued:
         totals = self.sums.totals if self.position and self.sums else []
         losses = {index: loss for index, loss in enumerate(totals) if loss is not None}
         replaced = self.stepper.replaced()
-        names = names_of_replaced(replaced, self.wrapped, optimizers)
+        first = self.stepper.first_names()
+        names = names_of_replaced(replaced, self.wrapped, optimizers, first)
         self._tell_of_replaced({name for p, name in replaced.items() if id(p) not in names})
         return Checkpoint.take(
             modules,
@@ -140,6 +141,7 @@ class Continued:
             losses,
             self.plain,
             names,
+            first,
         )
 
     def _tell_of_replaced(self, names: set[str]) -> None:

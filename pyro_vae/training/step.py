@@ -161,7 +161,7 @@ class Stepper:
         """
         self._version = self.program.own.version
         self._known = {id(p): p for p in self.program.parameters()}
-        self._names |= {p: name for name, p in self.program.named_parameters()}
+        self._names = {p: name for name, p in self.program.named_parameters()} | self._names
         still = self.program.own.untrained
         for index, update in enumerate(self._objective.updates(self.program)):
             known = {*self.trained[index]} | still
@@ -182,10 +182,14 @@ class Stepper:
 
     def replaced(self) -> dict[nn.Parameter, str]:
         """Return the names of trained parameters in whose place the functions have put others."""
-        now = dict(self.program.named_parameters())
+        now = dict(self.program.named_parameters(remove_duplicate=False))
         here, every = set(now.values()), [p for trained in self.trained for p in trained]
         gone = {p: self._names[p] for p in every if p in self._names and p not in here}
         return {parameter: name for parameter, name in gone.items() if name in now}
+
+    def first_names(self) -> dict[int, str]:
+        """Return the names that the program had for parameters as they came, by their ids."""
+        return {id(parameter): f"program.{name}" for parameter, name in self._names.items()}
 
     def admit(self, *, met: bool) -> None:
         """Train values that were withheld, equal in all processes, behind all others.

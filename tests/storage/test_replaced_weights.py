@@ -89,28 +89,96 @@ def test_a_run_that_trains_such_a_weight_says_at_its_first_step_that_it_cannot_g
     assert len(told) == 1
 
 
-class TiedByHand(Codebook):
-    """A layer shares the weight of another from its first run on."""
+class Moved(Codebook):
+    """A layer beside the encoder, whose weights the guide moves about as it runs."""
 
-    def __init__(self, tied, source):
+    def __init__(self):
         super().__init__("never")
-        self.scale, self.tied, self.source = nn.Linear(3, 2), tied, source
+        self.scale, self.done = nn.Linear(3, 2), False
+        self.register_buffer("calls", torch.zeros(()))
+
+    def move(self):
+        raise NotImplementedError
 
     def guide(self, rows):
-        getattr(self, self.tied).weight = getattr(self, self.source).weight
+        if self.training:
+            self.calls += 1
+        self.move()
         scale = 0.1 * self.scale(rows).exp()
         with pyro.plate("rows", len(rows)):
             pyro.sample("z", dist.Normal(self.encoder(rows), scale).to_event(1))
 
 
-@pytest.mark.parametrize("layers", [("scale", "encoder"), ("encoder", "scale")])
-def test_a_run_whose_layers_are_tied_as_it_runs_goes_on_bit_for_bit(layers, tmp_path):
-    straight, options = TiedByHand(*layers), {**OPTIONS, "epochs": 2}
+class Tied(Moved):
+    def move(self):
+        self.scale.weight = self.encoder.weight
+
+
+class TiedTheOtherWay(Moved):
+    def move(self):
+        self.encoder.weight = self.scale.weight
+
+
+class TiedOnce(Moved):
+    def move(self):
+        if not self.done:
+            self.scale.weight, self.done = self.encoder.weight, True
+
+
+class TiedLater(Moved):
+    def move(self):
+        if self.calls > 3:
+            self.scale.weight = self.encoder.weight
+
+
+class Swapped(Moved):
+    def move(self):
+        self.scale.weight, self.encoder.weight = self.encoder.weight, self.scale.weight
+
+
+class ByTurns(Moved):
+    def __init__(self):
+        super().__init__()
+        self.heads = nn.ParameterList([torch.randn(2, 3) for _ in range(3)])
+
+    def move(self):
+        self.scale.weight = self.heads[int(self.calls) % 3]
+
+
+MOVED = [Tied, TiedTheOtherWay, TiedOnce, TiedLater, Swapped, ByTurns]
+
+
+@pytest.mark.parametrize("kind", MOVED)
+def test_weights_that_a_program_moves_about_train_as_by_hand(kind):
+    by_hand, program = kind(), kind()
+    loader = DataLoader(TensorDataset(ROWS[:12]), batch_size=6)
+    options = {name: value for name, value in OPTIONS.items() if name != "batch_size"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        losses = pv.fit(program, loader, epochs=3, **options).history["loss"]
+    torch.manual_seed(0)
+    optimizer, expected = torch.optim.Adam(by_hand.parameters(), lr=0.05), []
+    for rows in 3 * (ROWS[:6], ROWS[6:12]):
+        optimizer.zero_grad()
+        expected.append(Trace_ELBO().differentiable_loss(by_hand.model, by_hand.guide, rows) / 6)
+        expected[-1].backward()
+        optimizer.step()
+    means = torch.stack(expected).detach().reshape(3, 2).mean(1)
+    assert list(losses) == pytest.approx(means.tolist(), rel=1e-4)
+    torch.testing.assert_close(states(program), states(by_hand), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("anew", [True, False])
+@pytest.mark.parametrize("kind", MOVED)
+def test_a_run_whose_weights_move_about_goes_on_bit_for_bit(kind, anew, tmp_path):
+    """By a program that is built anew, and by the one that the run has moved."""
+    straight, options = kind(), {**OPTIONS, "epochs": 3}
     losses = pv.fit(straight, ROWS, **options).history["loss"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pv.fit(TiedByHand(*layers), ROWS, max_steps=2, out=tmp_path, **options)
-        resumed = TiedByHand(*layers)
+        stopped = kind()
+        pv.fit(stopped, ROWS, max_steps=5, out=tmp_path, **options)
+        resumed = kind() if anew else stopped
         again = pv.fit(resumed, ROWS, resume=True, out=tmp_path, **options).history["loss"]
     assert list(again) == list(losses)
     assert all(map(torch.equal, states(resumed), states(straight)))

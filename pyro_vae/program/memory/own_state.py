@@ -259,8 +259,7 @@ class Moment:
             return True
         if any(isinstance(h, Names) and h.prepared(now, was) for h, now, was in others):
             return True
-        known = self._all.built
-        swapped = set[int]().union(*(_swapped(now, was, known) for _, now, was in others))
+        known, swapped = self._all.built, set[int]().union(*(_swapped(*o[1:]) for o in others))
         gone = [v for _, (_, now), (_, was) in others for v in was if not any(v is w for w in now)]
         if any(id(value) in known - swapped for value in gone):
             return True
@@ -272,17 +271,12 @@ class Moment:
         return not built - swapped <= known
 
 
-def _swapped(now: State, was: State, known: set[int]) -> set[int]:
-    """Return the ids of weights, alike, one of which a call has put in the place of the other.
-
-    But for a weight that the program had before (``known``): the call ties two of its layers.
-    """
+def _swapped(now: State, was: State) -> set[int]:
+    """Return the ids of weights, alike, one of which a call has put in the place of the other."""
     before, found = dict(zip(*was, strict=False)), set[int]()
     for key, value in zip(*now, strict=False):
         other = before.get(key)
-        if other is value or id(value) in known:
-            continue
-        if is_made_weight(value) and is_made_weight(other):
+        if other is not value and is_made_weight(value) and is_made_weight(other):
             found |= {id(value), id(other)} if value.shape == other.shape else set()
     return found
 

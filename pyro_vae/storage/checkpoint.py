@@ -338,7 +338,7 @@ def _dropped(meta: Mapping[str, Any], program: nn.Module) -> dict[str, str]:
     """Return the names of parameters that the run has dropped, with those in their place."""
     found, here = meta.get(_DROPPED), _places(program)
     pairs = found.items() if isinstance(found, dict) else ()
-    return {name: other for name, other in pairs if name in here and other in here}
+    return {k: v for k, v in pairs if k in here and isinstance(v, str) and v in here}
 
 
 def _tie(program: nn.Module, dropped: Mapping[str, str]) -> None:
@@ -441,10 +441,8 @@ def _fit_optimizers(
             "resume with the objective and the optimizer that started the run"
         )
     try:
-        groups = [group for state in saved for group in state["groups"]]
-        names = parameter_names(
-            modules, {n for g in groups for n in g["params"]}.difference(dropped)
-        )
+        held = {name for state in saved for group in state["groups"] for name in group["params"]}
+        names = parameter_names(modules, held.difference(dropped))
         gone = {*dropped}.difference(names.values())  # where the program ties its layers already
         fitted = []
         for index, (optimizer, state) in enumerate(zip(optimizers, saved, strict=True)):

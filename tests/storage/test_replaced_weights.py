@@ -170,7 +170,7 @@ def test_weights_that_a_program_moves_about_train_as_by_hand(kind):
 
 @pytest.mark.parametrize("anew", [True, False])
 @pytest.mark.parametrize("kind", MOVED)
-def test_a_run_whose_weights_move_about_goes_on_bit_for_bit(kind, anew, tmp_path):
+def test_a_run_whose_weights_move_about_goes_on(kind, anew, tmp_path):
     """By a program that is built anew, and by the one that the run has moved."""
     straight, options = kind(), {**OPTIONS, "epochs": 3}
     losses = pv.fit(straight, ROWS, **options).history["loss"]

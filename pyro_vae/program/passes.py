@@ -510,7 +510,7 @@ def bytes_per_row(batch: Batch) -> int:
 @contextmanager
 def scoring(program: "Program") -> Iterator[None]:
     """Run inside with the program's parameters, in eval mode, at no gradient, unvalidated."""
-    with program.answering(), evaluating(program), torch.no_grad(), validation(False):
+    with evaluating(program), program.answering(), torch.no_grad(), validation(False):
         yield
 
 

@@ -554,7 +554,7 @@ BUGS = [
     Bug(
         "verbs in train mode",
         "program/passes.py",
-        "with program.answering(), evaluating(program), torch.no_grad(), validation(False):",
+        "with evaluating(program), program.answering(), torch.no_grad(), validation(False):",
         "with program.answering(), torch.no_grad(), validation(False):",
         "tests/evaluation/test_likelihood.py::test_weights_run_in_eval_mode_and_go_back",
     ),

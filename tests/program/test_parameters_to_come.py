@@ -222,6 +222,47 @@ def test_networks_that_a_look_makes_are_in_the_mode_of_their_program(build, trai
     assert counts == [int(trains)]
 
 
+def of_two_kinds(holder):
+    """Return a program that makes a network for rows with a second argument, where a dict is."""
+
+    class OfTwoKinds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.BatchNorm1d(D)
+            self.nets = nn.ModuleDict() if holder == "a module" else {}
+
+        def model(self, x, y=None):
+            with pyro.plate("data", len(x)):
+                loc = self.first(x)
+                if y is not None:
+                    if "second" not in self.nets:
+                        self.nets["second"] = nn.Sequential(nn.Linear(D, D), nn.BatchNorm1d(D))
+                    loc = loc + self.nets["second"](y)
+                z = pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+        def guide(self, x, y=None):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x, 1.0).to_event(1))
+
+    return OfTwoKinds()
+
+
+@pytest.mark.parametrize("holder", ["a module", "a dict"])
+@pytest.mark.parametrize("trains", [False, True])
+def test_networks_of_a_later_kind_of_rows_are_in_the_mode_of_their_program(holder, trains):
+    x = data()
+    program = pv.Program.of(of_two_kinds(holder)).train(trains)
+    program.read(x)
+    pv.elbo(program, (x, x))
+    assert {part.training for part in program.own.parts.modules()} == {trains}
+    before = [buffer.clone() for buffer in program.buffers()]
+    with program.running():
+        program.model(x, x)
+    moved = [not torch.equal(*pair) for pair in zip(before, program.buffers(), strict=True)]
+    assert set(moved) == {trains}
+
+
 def test_what_stock_pyro_trains_after_a_load_is_not_loaded_again(tmp_path):
     x, trained, other = data(), autoguide_list(), autoguide_list()
     trained.read(x)

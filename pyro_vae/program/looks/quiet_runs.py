@@ -186,8 +186,8 @@ class Runs:
     def quiet(self, batch: Batch) -> Iterator[None]:
         """Run inside with weights in eval mode, no gradient, and the random state put back."""
         with (
+            evaluating(self._program),  # around the watch, which ends the modes of what it has met
             self._program.answering(),
-            evaluating(self._program),
             self.memory_kept(),
             self._weights.kept(),
             generators_kept(),

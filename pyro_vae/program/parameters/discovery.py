@@ -37,12 +37,12 @@ class Discovery:
         discovery = Discovery(own)
         store = dict(pyro.get_param_store().named_parameters())
         values, put_back = set(own.values), own.remembered()
+        known = {name for name, _ in own.parts.named_modules()}
         own.watch = discovery._watch
         discovery._know_parts()
         try:
             yield discovery
-            if own.fresh:  # the first run: later ones may be looks in eval mode
-                rest_new(own.parts, own.parts_at_first)
+            rest_new(own.parts, own.parts_at_first if own.fresh else known)
             discovery._finish(values, store)
         except BaseException:
             put_back()

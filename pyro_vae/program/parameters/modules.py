@@ -129,8 +129,13 @@ def trainable_parts(module: nn.Module) -> list[nn.Module]:
     return [part for part in module.modules() if any(p.requires_grad for p in part.parameters())]
 
 
+_FOR_A_WHILE: set[int] = set()  # ids of modules whose mode is another one inside a block
+
+
 def rest_new(module: nn.Module, known: Container[str]) -> None:
     """Put parts that have come into eval mode where the part that holds them is in that.
+
+    Not where it is in that for the time of a look alone (``evaluating``).
 
     Arguments:
         module: All of them lie in it.
@@ -138,7 +143,8 @@ def rest_new(module: nn.Module, known: Container[str]) -> None:
     """
     parts = dict(module.named_modules())
     for name, part in parts.items():
-        if name not in known and not parts[name.rpartition(".")[0]].training:
+        home = parts[name.rpartition(".")[0]]
+        if name not in known and not home.training and id(home) not in _FOR_A_WHILE:
             part.eval()
 
 
@@ -249,7 +255,10 @@ def set_apart(module: nn.Module) -> Iterator[None]:
 
 
 def evaluating(module: nn.Module) -> AbstractContextManager[None]:
-    """Put a module into eval mode inside a block, and each of its parts back as it was."""
+    """Put a module into eval mode inside a block, and each of its parts back as it was.
+
+    A part that has come meanwhile is in eval mode from then on where the part that holds it is.
+    """
     return _in_mode(module, False)
 
 
@@ -260,7 +269,9 @@ def training(module: nn.Module) -> AbstractContextManager[None]:
 
 @contextmanager
 def _in_mode(module: nn.Module, mode: bool) -> Iterator[None]:
-    others = [part for part in module.modules() if part.training is not mode]
+    known = dict(module.named_modules())
+    others = [part for part in known.values() if part.training is not mode]
+    _FOR_A_WHILE.update(map(id, others))
     try:
         module.train(mode)  # inside: Ctrl-C may come between two parts
         yield
@@ -270,6 +281,9 @@ def _in_mode(module: nn.Module, mode: bool) -> Iterator[None]:
         except BaseException:  # Ctrl-C, between two parts
             _set_mode(others, not mode)
             raise
+        finally:
+            _FOR_A_WHILE.difference_update(map(id, others))
+        rest_new(module, known)
 
 
 def _set_mode(parts: list[nn.Module], mode: bool) -> None:

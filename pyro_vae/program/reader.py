@@ -85,7 +85,7 @@ from pyro_vae.program.parameters.modules import (
 from pyro_vae.program.sites.holes import Holes, observed_holes, of_joint_rows
 from pyro_vae.program.sites.holes_of_factors import of_factors
 from pyro_vae.program.sites.masks import is_masked, tell_of_masks
-from pyro_vae.program.sites.numbered import DrawFirst, LookUps, forget_plates, numbered_pair
+from pyro_vae.program.sites.numbered import DrawLast, LookUps, forget_plates, last_of, numbered_pair
 from pyro_vae.program.sites.observed import Binding, Copies, bindings_of
 from pyro_vae.program.sites.plates import (
     AroundOne,
@@ -583,7 +583,7 @@ class Reader:
             return False
         count = min(_FEW_NUMBERS, total - 1)
         few = some(count)
-        rows = torch.arange(total - count, total, device=self.runs.home(few))
+        rows = last_of(total, count, self.runs.home(few))
         seen = LookUps([rows], total, count)
         with suppress(DataError, ProgramError), silent():
             model, guide = self.runs.once(few)
@@ -608,11 +608,13 @@ class Reader:
             drawn: How many the program draws.
             total: N.
         """
+        if drawn >= total:
+            return False
         few = some(drawn + 1 if drawn + 1 != total else drawn + 2)
         args, kwargs = arguments(self.runs.as_taken(few))
         seen = LookUps([], total, drawn)
         for run in reversed(self._program.functions):
-            with self.runs.quiet(few), validation(False), DrawFirst(seen), seen:
+            with self.runs.quiet(few), validation(False), DrawLast(seen), seen:
                 with suppress(Exception):  # whatever a user's function raises
                     run(*args, **kwargs)
                 forget_plates(self._program.own.parts)

@@ -830,8 +830,8 @@ BUGS = [
     Bug(
         "a lookup seen in the first dimension alone",
         "program/sites/numbered.py",
-        "any(self.total in leaf.shape for leaf in others)",
-        "any(self.total in leaf.shape[:1] for leaf in others)",
+        "return self.total in value.shape and",
+        "return self.total in value.shape[:1] and",
         "tests/program/test_factors_of_the_rows_met.py"
         "::test_numbers_in_a_list_or_one_by_one_find_the_factors_too",
     ),
@@ -865,7 +865,23 @@ BUGS = [
         "if others and not looked_up:",
         "if False:",
         "tests/program/test_factors_of_the_rows_met.py"
-        "::test_a_guide_that_indexes_the_rows_of_a_batch_by_the_numbers_too_is_refused",
+        "::test_a_lookup_is_seen_beside_statistics_of_the_batch",
+    ),
+    Bug(
+        "a lookup missed behind one in few rows with as many columns as there are data",
+        "program/sites/numbered.py",
+        "if looked_up and _fails(func, args, kwargs):",
+        "if False:",
+        "tests/program/test_factors_of_the_rows_met.py"
+        "::test_a_lookup_is_seen_beside_statistics_of_the_batch[8-8]",
+    ),
+    Bug(
+        "columns of few rows taken for factors at a number that these rows have",
+        "program/sites/numbered.py",
+        "self._few += looked_up",
+        "pass",
+        "tests/program/test_factors_of_the_rows_met.py"
+        "::test_as_many_columns_as_rows_are_no_factors[one by one-3]",
     ),
     Bug(
         "weights that functions move themselves moved by looks too",

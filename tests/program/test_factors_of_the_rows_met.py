@@ -203,6 +203,64 @@ def test_a_guide_that_indexes_the_rows_of_a_batch_by_the_numbers_too_is_refused(
     assert (parameters(whole)["values.locs"] != 0).all()
 
 
+@pytest.mark.parametrize("count", [1, 3, N])
+@pytest.mark.parametrize("rows", [None, N])
+def test_a_lookup_is_seen_beside_statistics_of_the_batch(rows, count):
+    """Among these no density shows that it is another at another place."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            mean = pyro.sample("z", dist.Normal(0.0, 1.0))[:, None].expand(-1, count)
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        locs = pyro.param("locs", torch.zeros(rows or len(x)))
+        with pyro.plate("data", len(x)) as i:
+            own = x[i].mean(1) - x[i].mean()
+            pyro.sample("z", dist.Normal(own + locs[i], 0.7))
+
+    data = X[:, None].repeat(1, count)
+    with pytest.raises(ProgramError, match=r"^data: got a loader, .* one factor per datum"):
+        train(pv.Program(model, guide), DataLoader(TensorDataset(data), batch_size=3))
+
+
+def of_columns(count, find, drawn=None):
+    """A network of the rows of so many columns that a plate's numbers find."""
+    weights = torch.nn.Linear(count, 1)
+
+    def model(x):
+        with pyro.plate("data", len(x), subsample_size=drawn) as i:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            mean = z[:, None].expand(-1, count)
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x[i] if drawn else x)
+
+    def guide(x):
+        with pyro.plate("data", len(x), subsample_size=drawn) as i:
+            pyro.sample("z", dist.Normal(find(weights, x, i)[:, 0], 0.7))
+
+    return pv.Program(model, guide, modules={"weights": weights})
+
+
+COLUMNS = {
+    "one by one": lambda weights, x, i: torch.stack([weights(x[j]) for j in i]),
+    "together": lambda weights, x, i: weights(x[i]),
+}
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, N])
+@pytest.mark.parametrize("find", COLUMNS)
+def test_as_many_columns_as_rows_are_no_factors(find, count):
+    """One by one, a row was found among few by its number among all, and taken for a factor."""
+    data = torch.randn(N, count, generator=torch.Generator().manual_seed(0))
+    settings = {"epochs": 1, "lr": 1e-3, "compile": False}
+    for batch_size in {1, count}:
+        loader = DataLoader(TensorDataset(data), batch_size=batch_size)
+        train(of_columns(count, COLUMNS[find]), loader, **settings)
+    train(of_columns(count, COLUMNS[find]), data, batch_size=1, **settings)
+    with pytest.warns(UserWarning, match="draws some of its rows at each step"):
+        train(of_columns(count, COLUMNS[find], drawn=2), data, batch_size=4, **settings)
+
+
 def of_drawn_rows(side):
     """Weights of each row at numbers that a plate would draw: x ~ N(loc, 1), or z at a point."""
 

@@ -134,6 +134,11 @@ def numbered_pair(
     )
 
 
+def last_of(total: int, count: int, device: Any) -> Tensor:
+    """Return the numbers of the last rows of N, which no few rows have, the very last one first."""
+    return torch.arange(total - 1, total - 1 - count, -1, device=device)
+
+
 class LookUps(TorchFunctionMode):
     """Notice whether a tensor of N rows, in any dimension, is indexed by the numbers of some rows.
 
@@ -147,6 +152,7 @@ class LookUps(TorchFunctionMode):
         super().__init__()
         self.total, self.found = total, False
         self.numbers, self._count = numbers, count
+        self._few: list[Tensor] = []  # the batch's own, with N in another dimension
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run a function of torch, and look at its arguments: what fails has looked nothing up."""
@@ -156,20 +162,26 @@ class LookUps(TorchFunctionMode):
         others = [leaf for leaf in others if not self._is_of_numbers(leaf)]
         if not any(map(self._is_of_numbers, leaves)):
             return func(*args, **kwargs)
-        looked_up = any(self.total in leaf.shape for leaf in others)
+        looked_up = [leaf for leaf in others if self._may_have_all(leaf)]
+        if looked_up and _fails(func, args, kwargs):
+            self._few += looked_up
+            looked_up = []
         if others and not looked_up:
             # The batch has its own few rows alone: others of them do, so that the run goes on.
             args, kwargs = pytree.tree_map(
                 self._within, (args, kwargs), is_leaf=self._is_of_numbers
             )
         result = func(*args, **kwargs)
-        self.found |= looked_up
+        self.found |= bool(looked_up)
         if not others and self._tells_rows(result):
             self.numbers += [*result] if isinstance(result, tuple) else [result]
         return result
 
     def _is_of_numbers(self, value: Any) -> bool:
         return any(value is each for each in self.numbers)
+
+    def _may_have_all(self, value: Tensor) -> bool:
+        return self.total in value.shape and not any(value is each for each in self._few)
 
     def _within(self, value: Any) -> Any:
         """Return numbers of rows as some that the batch has; all else as it is."""
@@ -189,8 +201,20 @@ class LookUps(TorchFunctionMode):
         return len(result.unique(dim=result.shape.index(self._count))) == self._count
 
 
-class DrawFirst(Messenger):
-    """Have plates that draw some of their rows draw the first ones, and follow their numbers."""
+def _fails(func: Any, args: Any, kwargs: Any) -> bool:
+    """Return whether a function of torch fails, on the CPU: a GPU is lost by a wrong index."""
+    args, kwargs = pytree.tree_map(
+        lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, (args, kwargs)
+    )
+    try:
+        func(*args, **kwargs)
+    except Exception:
+        return True
+    return False
+
+
+class DrawLast(Messenger):
+    """Have plates that draw some of their rows draw the last of N, and follow their numbers."""
 
     def __init__(self, seen: LookUps) -> None:
         super().__init__()
@@ -201,7 +225,7 @@ class DrawFirst(Messenger):
             return
         drawn = msg["fn"].subsample_size
         if drawn is not None and drawn < msg["fn"].size:
-            msg["value"] = torch.arange(drawn, device=msg["fn"].device)
+            msg["value"] = last_of(self._seen.total, drawn, msg["fn"].device)
             self._seen.numbers.append(msg["value"])
 
 

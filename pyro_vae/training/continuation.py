@@ -19,7 +19,7 @@ from pyro_vae.program.program import Program
 from pyro_vae.storage.checkpoint import Checkpoint, Progress, read_checkpoint
 from pyro_vae.storage.history import History
 from pyro_vae.storage.moved_state import MovedState
-from pyro_vae.storage.optimizer_state import names_of_replaced
+from pyro_vae.storage.optimizer_state import names_of_replaced, parameter_names
 from pyro_vae.storage.run_folder import RunFolder
 from pyro_vae.storage.save import save, state_modules
 from pyro_vae.training.averaged_weights import AveragedWeights
@@ -129,7 +129,8 @@ class Continued:
         replaced = self.stepper.replaced()
         first = self.stepper.first_names()
         names = names_of_replaced(replaced, self.wrapped, optimizers, first)
-        self._tell_of_replaced({name for p, name in replaced.items() if id(p) not in names})
+        gone = {name for p, name in replaced.items() if id(p) not in names}
+        self._tell_of_replaced(gone | self._moved_about(first))
         return Checkpoint.take(
             modules,
             optimizers,
@@ -144,15 +145,28 @@ class Continued:
             first,
         )
 
+    def _moved_about(self, first: dict[int, str]) -> set[str]:
+        """Return names of weights that a program built anew holds not, or under another name.
+
+        Moments and values go by the names that weights have now, but averages follow each of them.
+
+        Arguments:
+            first: The names of weights, by their ids, as they came to the run.
+        """
+        now = parameter_names({"program": self.wrapped}, first)
+        renamed = {name for key, name in now.items() if first.get(key, name) != name}
+        averaged = renamed if self.average is not None else set()
+        return {n.removeprefix("program.") for n in averaged} | self.stepper.new_places()
+
     def _tell_of_replaced(self, names: set[str]) -> None:
         """Warn, once a run, of parameters for which it cannot be gone on with."""
         if names and not self._told_of_replaced:
             self._told_of_replaced = True
             warnings.warn(
                 "out: this run cannot be resumed: its functions put another parameter in the "
-                f"place of {listed(sorted(n.removeprefix('parts.') for n in names))} as they run, "
-                "and an optimizer trains that too; let them write into it, with torch.no_grad(): "
-                "weight.copy_(...), or keep it in a buffer",
+                f"place of {listed(sorted(n.removeprefix('parts.') for n in names))} as they run; "
+                "let them write into it, with torch.no_grad(): weight.copy_(...), or keep it in a "
+                "buffer",
                 UserWarning,
                 stacklevel=of_user(),
             )

@@ -87,6 +87,7 @@ class Stepper:
         program.own.late.begin(p for trained in self.trained for p in trained)
         self._known = {id(p): p for p in program.parameters()}
         self._names = {p: name for name, p in program.named_parameters()}  # whatever comes later
+        self._places = self._all_names()
         make_dense(p for trained in self.trained for p in trained)
         self._check_trained()
         self.optimizers = [
@@ -162,6 +163,7 @@ class Stepper:
         self._version = self.program.own.version
         self._known = {id(p): p for p in self.program.parameters()}
         self._names = {p: name for name, p in self.program.named_parameters()} | self._names
+        self._places |= self._all_names()
         still = self.program.own.untrained
         for index, update in enumerate(self._objective.updates(self.program)):
             known = {*self.trained[index]} | still
@@ -186,6 +188,14 @@ class Stepper:
         here, every = set(now.values()), [p for trained in self.trained for p in trained]
         gone = {p: self._names[p] for p in every if p in self._names and p not in here}
         return {parameter: name for parameter, name in gone.items() if name in now}
+
+    def new_places(self) -> set[str]:
+        """Return the names of weights where the program had none when it was last looked at."""
+        now = self._all_names() if self._version == self.program.own.version else set()
+        return {name for name in now - self._places if name.startswith("parts.")}
+
+    def _all_names(self) -> set[str]:
+        return {name for name, _ in self.program.named_parameters(remove_duplicate=False)}
 
     def first_names(self) -> dict[int, str]:
         """Return the names that the program had for parameters as they came, by their ids."""

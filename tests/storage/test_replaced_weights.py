@@ -182,3 +182,25 @@ def test_a_run_whose_weights_move_about_goes_on(kind, anew, tmp_path):
         again = pv.fit(resumed, ROWS, resume=True, out=tmp_path, **options).history["loss"]
     assert list(again) == list(losses)
     assert all(map(torch.equal, states(resumed), states(straight)))
+
+
+class KeepsLast(Codebook):
+    """Before it puts a new codebook in the place of the last one, it keeps that."""
+
+    def quantised(self, codes):
+        if self.training:
+            self.last = self.weight
+        return super().quantised(codes)
+
+
+@pytest.mark.parametrize(
+    ("make", "place", "options"),
+    [
+        (lambda: KeepsLast("by a mean"), r"KeepsLast\.last'", {}),
+        (Swapped, r"Swapped\.encoder\.weight'", {"ema": 0.9}),
+    ],
+)
+def test_a_run_that_no_program_built_anew_could_go_on_with_says_so(make, place, options, tmp_path):
+    options = {**OPTIONS, "epochs": 1, "max_steps": 1, "out": tmp_path, **options}
+    with pytest.warns(UserWarning, match=f"cannot be resumed.*{place}"):
+        pv.fit(make(), ROWS, **options)

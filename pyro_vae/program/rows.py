@@ -215,9 +215,10 @@ class Rows:
     def go_by_place(self, batch: Batch) -> bool:
         """Return whether the program finds what it has of a datum by its place: ``loc[: len(x)]``.
 
-        Batches train the first of these alone. Found out once.
+        Batches train the first of these alone; or, where rows say their numbers and the program
+        puts these in order, whichever come there. Found out once.
         """
-        if isinstance(batch, Whole | Part) or checks.is_meta(batch):
+        if isinstance(batch, Whole) or checks.is_meta(batch):
             return False
         if self._by_place is None:
             some = batch if num_rows(batch) > 1 else _some(batch, _MET)

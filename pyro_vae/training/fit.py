@@ -449,7 +449,9 @@ def _require_whole_batches(
     if not (own or isinstance(first, Part)) and feed.size > num_rows(first):
         own = by_number = by_number or program.rows.go_by_number(first, feed.size)
     by_number = by_number or program.rows.total is not None
-    if not own and program.rows.go_by_place(first):
+    # Numbers that are put in order are those of other rows, though the batch says which it has.
+    by_place = (numbered or not own) and program.rows.go_by_place(first)
+    if by_place and not own:
         own = True
         if whole:
             program.rows.keep_places(feed.size)
@@ -465,7 +467,7 @@ def _require_whole_batches(
             "and the program has one factor per datum; leave it out and give the data that it "
             f"makes, or let it have all rows at once: batch_size={feed.size}"
         )
-    if own and not (whole or numbered):
+    if own and not (whole or (numbered and not by_place)):
         on = f" on {world.size} devices" if world.size > 1 else ""
         raise ProgramError(
             f"batch_size: got {feed.batch_size}{on}, and the program has one factor per datum "

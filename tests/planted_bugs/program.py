@@ -944,4 +944,12 @@ BUGS = [
         "tests/program/test_factors_of_the_rows_met.py"
         "::test_a_network_of_rows_that_the_program_draws_trains_in_minibatches[4]",
     ),
+    Bug(
+        "factors in the order of their numbers trained by rows in another",
+        "training/fit.py",
+        "if own and not (whole or (numbered and not by_place)):",
+        "if own and not (whole or numbered):",
+        "tests/program/test_factors_of_the_rows_met.py"
+        "::test_factors_in_the_order_of_their_numbers_train_on_all_rows_alone",
+    ),
 ]

@@ -441,6 +441,22 @@ def test_factors_of_places_train_on_all_rows_alone(form):
         pv.elbo(program, X[-3:])
 
 
+def test_factors_in_the_order_of_their_numbers_train_on_all_rows_alone():
+    """Each was trained by whichever row stood at its place among those of a batch."""
+
+    def guide(x):
+        locs = pyro.param("locs", torch.zeros(N))
+        with pyro.plate("data", len(x)) as i:
+            own = (torch.arange(N)[:, None] == i).any(1)
+            pyro.sample("z", dist.Delta(locs[own]))
+
+    with pytest.raises(ProgramError, match=r"^batch_size: got 3, .* by the rows of a part"):
+        train(pv.Program(model, guide))
+    program = pv.Program(model, guide)
+    train(program, batch_size=N, epochs=1, lr=N / 2, optimizer=torch.optim.SGD, compile=False)
+    torch.testing.assert_close(parameters(program)["values.locs"], X / 2)
+
+
 RIGHT = {
     "a fixed slice": lambda x, numbers, locs: x[:, 0] * locs[:1] + locs[2:3],
     "time steps": lambda x, numbers, locs: x @ locs[: x.shape[1]],

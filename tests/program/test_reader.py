@@ -255,6 +255,7 @@ QUICK = pv.HMC(num_draws=2, warmup=1, chains=2)
 
 
 @pytest.mark.filterwarnings("ignore:refine")
+@pytest.mark.filterwarnings("ignore:fit. the plate 'data' says that there are 4 rows in all")
 @pytest.mark.parametrize("size", [4, 8])
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_size_written_into_the_models_plate_changes_no_number(verb, size):

@@ -59,8 +59,10 @@ from pyro_vae.program.looks.cuts import (
     few_of,
     goes_by_place,
     kinds_of_terms,
+    latents_cut,
     parts_of,
     takes_parts,
+    unlike,
     with_equal_noise,
 )
 from pyro_vae.program.looks.dependence import carriers_of, dependence, points_of_guide
@@ -631,10 +633,21 @@ class Reader:
             run: PairOf = lambda some, *more: run_rows(some, num_rows(some), *more)  # noqa: E731
             with suppress(Exception):  # a first run makes parameters
                 run(few, {})
+            if self._draws_its_own(run, few):
+                return False  # such noise goes by the place, too
             with set_apart(self._program):
                 found = goes_by_place(run, few)
             # It may not run on such weights.
             return bool(goes_by_place(run, few) if found is None else found)
+
+    def _draws_its_own(self, run: PairOf, few: Batch) -> bool:
+        """Return whether two runs in a row differ at equal noise: by generators of its own, say."""
+        with suppress(Exception):
+            before = with_equal_noise(run, few)(few, {})
+            with self.runs.moved_on(few):
+                after = with_equal_noise(run, few)(few, latents_cut(before))
+            return bool(unlike(before, after))
+        return False
 
     def look(self, batch: Batch) -> tuple[Trace, Trace]:
         """Trace model and guide once: in eval mode, no gradient, and no random number used up."""

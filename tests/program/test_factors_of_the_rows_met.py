@@ -5,6 +5,7 @@ It is the program that has the number of all rows written in.
 
 import warnings
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -457,6 +458,7 @@ def test_factors_in_the_order_of_their_numbers_train_on_all_rows_alone():
     torch.testing.assert_close(parameters(program)["values.locs"], X / 2)
 
 
+OWN, NUMPYS = torch.Generator(), np.random.default_rng(0)
 RIGHT = {
     "a fixed slice": lambda x, numbers, locs: x[:, 0] * locs[:1] + locs[2:3],
     "time steps": lambda x, numbers, locs: x @ locs[: x.shape[1]],
@@ -464,6 +466,8 @@ RIGHT = {
     "the longest of a batch": lambda x, numbers, locs: x[:, 0] * locs[: numbers.max() + 1].mean(),
     "the rows before": lambda x, numbers, locs: locs[0] * x.cumsum(0)[:, 0],
     "noise": lambda x, numbers, locs: x[:, 0] * locs[0] + torch.randn(len(x)),
+    "noise of its own": lambda x, n, locs: x[:, 0] * locs[0] + torch.randn(len(x), generator=OWN),
+    "of NumPy's": lambda x, n, locs: x[:, 0] * locs[0] + torch.tensor(NUMPYS.random(len(x))),
 }
 
 

@@ -57,12 +57,9 @@ from pyro_vae.program.looks.cuts import (
     changes_by_others,
     cut_to,
     few_of,
-    goes_by_place,
     kinds_of_terms,
-    latents_cut,
     parts_of,
     takes_parts,
-    unlike,
     with_equal_noise,
 )
 from pyro_vae.program.looks.dependence import carriers_of, dependence, points_of_guide
@@ -70,6 +67,7 @@ from pyro_vae.program.looks.failures import where_holes_fail
 from pyro_vae.program.looks.filled_runs import filled
 from pyro_vae.program.looks.findings import Dependence
 from pyro_vae.program.looks.in_training import of_training
+from pyro_vae.program.looks.places import finds_parameters, goes_by_place
 from pyro_vae.program.looks.quiet_runs import Runs
 from pyro_vae.program.looks.refusals import (
     require_parts,
@@ -633,21 +631,12 @@ class Reader:
             run: PairOf = lambda some, *more: run_rows(some, num_rows(some), *more)  # noqa: E731
             with suppress(Exception):  # a first run makes parameters
                 run(few, {})
-            if self._draws_its_own(run, few):
-                return False  # such noise goes by the place, too
-            with set_apart(self._program):
+            with set_apart(self._program) as parameters:
                 found = goes_by_place(run, few)
+                if found:
+                    return finds_parameters(run, few, parameters)
             # It may not run on such weights.
             return bool(goes_by_place(run, few) if found is None else found)
-
-    def _draws_its_own(self, run: PairOf, few: Batch) -> bool:
-        """Return whether two runs in a row differ at equal noise: by generators of its own, say."""
-        with suppress(Exception):
-            before = with_equal_noise(run, few)(few, {})
-            with self.runs.moved_on(few):
-                after = with_equal_noise(run, few)(few, latents_cut(before))
-            return bool(unlike(before, after))
-        return False
 
     def look(self, batch: Batch) -> tuple[Trace, Trace]:
         """Trace model and guide once: in eval mode, no gradient, and no random number used up."""

@@ -487,7 +487,7 @@ BUGS = [
     Bug(
         "latents in a plate of their own trained in minibatches",
         "program/looks/cuts.py",
-        "return _followers(run, few, cuts[0]) or None",
+        "return followers(run, few, cuts[0]) or None",
         "return None",
         "tests/program/looks/test_cuts_of_odd_programs.py"
         "::test_latents_outside_the_plate_that_are_as_many_as_the_rows_are_refused",
@@ -906,12 +906,12 @@ BUGS = [
         "::test_factors_of_places_train_on_all_rows_alone[a slice]",
     ),
     Bug(
-        "rows in their order taken for factors of their places",
-        "program/looks/cuts.py",
-        "return bool(found - (changes_by_others(run, few) or set()))",
-        "return bool(found)",
+        "what goes by the place and is no parameter taken for factors",
+        "program/reader.py",
+        "return finds_parameters(run, few, parameters)",
+        "return True",
         "tests/program/test_factors_of_the_rows_met.py"
-        "::test_lookups_by_other_numbers_than_the_place_are_taken[the rows before]",
+        "::test_lookups_by_other_numbers_than_the_place_are_taken[a trend]",
     ),
     Bug(
         "factors not asked about beside a site whose mask is right",

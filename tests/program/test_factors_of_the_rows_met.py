@@ -458,7 +458,7 @@ def test_factors_in_the_order_of_their_numbers_train_on_all_rows_alone():
     torch.testing.assert_close(parameters(program)["values.locs"], X / 2)
 
 
-OWN, NUMPYS = torch.Generator(), np.random.default_rng(0)
+OWN, NUMPYS, TABLE = torch.Generator(), np.random.default_rng(0), torch.linspace(-1, 1, N).sin()
 RIGHT = {
     "a fixed slice": lambda x, numbers, locs: x[:, 0] * locs[:1] + locs[2:3],
     "time steps": lambda x, numbers, locs: x @ locs[: x.shape[1]],
@@ -468,6 +468,9 @@ RIGHT = {
     "noise": lambda x, numbers, locs: x[:, 0] * locs[0] + torch.randn(len(x)),
     "noise of its own": lambda x, n, locs: x[:, 0] * locs[0] + torch.randn(len(x), generator=OWN),
     "of NumPy's": lambda x, n, locs: x[:, 0] * locs[0] + torch.tensor(NUMPYS.random(len(x))),
+    "of all": lambda x, n, locs: x[:, 0] * locs[0] + torch.tensor(np.random.rand(len(x))),  # noqa: NPY002
+    "in a table": lambda x, n, locs: torch.relu(x @ locs[:2] + TABLE[: len(x)]),
+    "a trend": lambda x, n, locs: x[:, 0] + locs[0] * torch.arange(len(x)),
 }
 
 

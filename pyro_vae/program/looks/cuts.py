@@ -29,7 +29,7 @@ Kind = Literal["sum", "mean", "other"]  # what a term is of the rows
 Rounding = Mapping[Term, Tensor]  # of densities
 Pair = tuple[Trace, Trace]  # of model and guide, their plate under its canonical name
 PairOf = Callable[..., Pair]  # some rows, latents, and a seed of what else is random: 0
-_TRIES = 4
+TRIES = 4
 _ROUNDINGS = 100  # what one rounding of the arguments does, so many times, is no dependence
 _PRODUCTS = {
     torch.ops.aten.mm.default,
@@ -204,33 +204,6 @@ def changes_by_others(run: PairOf, few: Batch) -> set[Change] | None:
     return found
 
 
-def goes_by_place(run: PairOf, few: Batch) -> bool | None:
-    """Return whether a density of a datum is another at another place among the same rows.
-
-    So it is of what is looked up by ``loc[: len(x)]``. What follows the rows beside a datum in
-    their order is no such: the rows before it are others then. None where it does not run on them.
-
-    Arguments:
-        run: Runs the pair on a batch at given latents.
-        few: Some rows.
-    """
-    turned = torch.arange(num_rows(few)).roll(1)
-    try:
-        # A seed moves no generator of the program's own, whose numbers go by the place too.
-        run = with_equal_noise(run, few)
-        whole = run(few, {})
-        moved = run(cut_to(few, turned), latents_cut(whole, turned))
-        if not unlike(whole, moved, turned):
-            return False
-        rounding = _rounding(whole, [_run_rounded(run, few, whole, s) for s in range(_TRIES)])
-        found = {each for each in unlike(whole, moved, turned, rounding) if each.inside}
-    except Exception:  # as in changes_beside
-        return None
-    if not found or _followers(run, few, turned[1:]):  # latents outside the plate keep their places
-        return False
-    return bool(found - (changes_by_others(run, few) or set()))
-
-
 def _sides(rows: int) -> Iterator[Tensor]:
     """Yield rows to keep while the others are replaced: both sides of partitions.
 
@@ -264,10 +237,10 @@ def changes_beside(run: PairOf, few: Batch, cuts: Sequence[Tensor]) -> set[Chang
             return set()
         if unlike(whole, run(few, latents_cut(whole), 1)):  # noise, of which a cut has another part
             return None
-        rounding = _rounding(whole, [_run_rounded(run, few, whole, s) for s in range(_TRIES)])
+        rounding = rounding_of(whole, [run_rounded(run, few, whole, s) for s in range(TRIES)])
         return {each for kept, piece in pieces for each in unlike(whole, piece, kept, rounding)}
     except Exception:  # whatever a user's function raises on rows that it was not written for
-        return _followers(run, few, cuts[0]) or None
+        return followers(run, few, cuts[0]) or None
 
 
 def takes_parts(run: PairOf, batch: Batch, parts: Sequence[Tensor]) -> bool:
@@ -280,7 +253,7 @@ def takes_parts(run: PairOf, batch: Batch, parts: Sequence[Tensor]) -> bool:
     return True
 
 
-def _followers(run: PairOf, few: Batch, kept: Tensor) -> set[Change]:
+def followers(run: PairOf, few: Batch, kept: Tensor) -> set[Change]:
     """Return the latents outside the plate that have another shape for fewer rows."""
     try:
         here, there = (
@@ -298,7 +271,7 @@ def _followers(run: PairOf, few: Batch, kept: Tensor) -> set[Change]:
     return {Change(*term, False, "shape") for term in both if there[term] != here[term]}
 
 
-def _run_rounded(run: PairOf, few: Batch, whole: Pair, seed: int) -> Pair:
+def run_rounded(run: PairOf, few: Batch, whole: Pair, seed: int) -> Pair:
     """Run the pair where arguments, latents and what is multiplied are rounded once more."""
     rounded = functools.partial(_rounded, seed=seed)
     latents = {name: rounded(value) for name, value in latents_cut(whole).items()}
@@ -378,7 +351,7 @@ def with_equal_noise(run: PairOf, few: Batch) -> PairOf:
     return steady
 
 
-def _rounding(whole: Pair, rounded: Sequence[Pair]) -> Rounding:
+def rounding_of(whole: Pair, rounded: Sequence[Pair]) -> Rounding:
     """Return how much of each density may differ by rounding: matrix products of other rows do.
 
     The most of several tries: one of them alone may move a density by next to nothing.
@@ -411,7 +384,7 @@ def kinds_of_terms(run: PairOf, few: Batch, terms: Collection[Term]) -> set[tupl
     with suppress(Exception):  # as in changes_beside
         whole = run(few, {})
         total = _outside(whole)
-        rounded = _outside(_run_rounded(run, few, whole, 0))
+        rounded = _outside(run_rounded(run, few, whole, 0))
         for first in (numbers % 3 == 0, numbers % 2 == 0, numbers < len(numbers) // 2):
             parts = [numbers[first], numbers[~first]]
             pieces = [_outside(run(cut_to(few, kept), latents_cut(whole, kept))) for kept in parts]

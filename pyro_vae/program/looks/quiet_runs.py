@@ -448,14 +448,6 @@ class Runs:
             yield run
 
     @contextmanager
-    def moved_on(self, batch: Batch) -> Iterator[None]:
-        """Have what the program keeps outside tensors as a run leaves it: its own generators."""
-        with self.memory_kept():
-            with self._weights.kept():
-                Joint(*self.functions(batch), *arguments(self.as_taken(batch))).sampled_traces()
-            yield
-
-    @contextmanager
     def off_zero(self, runs: Callable[[], Pair]) -> Iterator[bool]:
         """Have the weights off zero inside, so that none hides what it multiplies; yield if so.
 

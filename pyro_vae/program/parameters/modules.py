@@ -235,23 +235,23 @@ def off_zero(module: nn.Module) -> Iterator[bool]:
 
 
 @contextmanager
-def set_apart(module: nn.Module) -> Iterator[None]:
-    """Have no two numbers among the parameters equal inside a block, and put them back.
+def set_apart(module: nn.Module) -> Iterator[list[nn.Parameter]]:
+    """Yield the parameters, no two numbers among them equal, and put them back.
 
     Of weights that start alike nothing shows which of them is looked up.
     """
     make_dense(module.parameters())
-    held = [p.data for p in module.parameters() if p.is_floating_point() and not p.is_meta]
-    before = [value.clone() for value in held]
+    held = [p for p in module.parameters() if p.is_floating_point() and not p.is_meta]
+    before = [parameter.data.clone() for parameter in held]
     generator = torch.Generator().manual_seed(0)
-    for value in held:
+    for value in (parameter.data for parameter in held):
         value.mul_(1 + 0.2 * torch.rand(value.shape, generator=generator).to(value))
     try:
         with off_zero(module):
-            yield
+            yield held
     finally:
-        for value, old in zip(held, before, strict=True):
-            value.copy_(old)
+        for parameter, old in zip(held, before, strict=True):
+            parameter.data.copy_(old)
 
 
 def evaluating(module: nn.Module) -> AbstractContextManager[None]:

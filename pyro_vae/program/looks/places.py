@@ -1,0 +1,80 @@
+"""Programs that find what they have of a datum by its place in the batch: ``loc[: len(x)]``."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from pyro_vae.program.batches.batch import Batch, num_rows
+from pyro_vae.program.looks.cuts import (
+    TRIES,
+    PairOf,
+    cut_to,
+    followers,
+    latents_cut,
+    rounding_of,
+    run_rounded,
+    unlike,
+    with_equal_noise,
+)
+
+
+def goes_by_place(run: PairOf, few: Batch) -> bool | None:
+    """Return whether a density of a datum is another at another place among the same rows.
+
+    So it is of what is looked up by ``loc[: len(x)]``, and of what follows the rows in their order.
+    None where it does not run on them.
+
+    Arguments:
+        run: Runs the pair on a batch at given latents.
+        few: Some rows.
+    """
+    turned = torch.arange(num_rows(few)).roll(1)
+    try:
+        # A seed moves no generator of the program's own, whose numbers go by the place too.
+        run = with_equal_noise(run, few)
+        whole = run(few, {})
+        moved = run(cut_to(few, turned), latents_cut(whole, turned))
+        if not unlike(whole, moved, turned):
+            return False
+        rounding = rounding_of(whole, [run_rounded(run, few, whole, s) for s in range(TRIES)])
+        found = {each for each in unlike(whole, moved, turned, rounding) if each.inside}
+    except Exception:  # as in changes_beside
+        return None
+    # Latents outside the plate keep their places.
+    return bool(found) and not followers(run, few, turned[1:])
+
+
+def finds_parameters(run: PairOf, few: Batch, parameters: Iterable[Tensor]) -> bool:
+    """Return whether each place has a number among the parameters that moves no other place.
+
+    So have factors: number k of ``loc``, or the k-th of many parameters. What goes by the place and
+    is no parameter (a trend over steps, noise in a table or of NumPy's) moves with weights of all.
+
+    Arguments:
+        run: Runs the pair on a batch at given latents.
+        few: Some rows.
+        parameters: No two numbers among them are equal.
+    """
+    rows = range(num_rows(few))
+    whole = run(few, {})
+    latents = latents_cut(whole)
+
+    def moved(parameter: Tensor, dim: int = 0, *number: int) -> set[int]:
+        before, changed = parameter.data, parameter.data.clone()
+        (changed.select(dim, *number) if number else changed).mul_(1.5)
+        parameter.data = changed  # another one: the traces have views of that before
+        try:
+            after = run(few, latents)
+        finally:
+            parameter.data = before
+        return {k for k in rows if unlike(whole, after, torch.tensor([k]), both=True)}
+
+    alone: set[int] = set()
+    for parameter in parameters:
+        for dim, size in enumerate(parameter.shape):
+            if size >= len(rows) and all(moved(parameter, dim, k) == {k} for k in rows):
+                return True
+        every = moved(parameter)
+        alone |= every if len(every) == 1 else set()
+    return alone == {*rows}

@@ -906,6 +906,14 @@ BUGS = [
         "::test_factors_of_places_train_on_all_rows_alone[a slice]",
     ),
     Bug(
+        "a weight that starts at zero taken for one that nothing moves",
+        "program/memory/kept_weights.py",
+        "if weight.numel() > _SMALL and weight.detach().ne(0).all():",
+        "if weight.numel() > 0:",
+        "tests/program/test_moved_weights.py"
+        "::test_steps_alone_move_what_starts_where_it_does_not_move[3]",
+    ),
+    Bug(
         "what goes by the place and is no parameter taken for factors",
         "program/reader.py",
         "return finds_parameters(run, few, parameters)",

@@ -3,6 +3,8 @@
 Halved at each run, such a weight counts the runs that are kept.
 """
 
+from functools import partial
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -71,6 +73,25 @@ def test_steps_alone_move_them(home, in_training, loaded):
         assert steps == EPOCHS * N // B
         program.read(X[:2])
         assert halvings(program) == steps
+
+
+@pytest.mark.parametrize("size", [3, 2**14 + 1])
+def test_steps_alone_move_what_starts_where_it_does_not_move(size):
+    """Zeros that are halved stay zeros until the first step has moved them."""
+    bias = nn.Parameter(torch.zeros(size))
+
+    def guide(x):
+        bias.data.mul_(0.5)
+        with pyro.plate("data", len(x)):
+            z = dist.Delta(x, bias.sum().expand(len(x)))  # log q, of gradient -1 in each number
+            pyro.sample("z", z)
+
+    program = pv.Program(Halved().model, guide, modules={"bias": nn.ParameterList([bias])})
+    optimizer = partial(torch.optim.SGD, lr=1.0)
+    loader = DataLoader(TensorDataset(X), batch_size=B)
+    train(program, loader, epochs=1, optimizer=optimizer)
+    # Three steps of one, each behind a halving: -(1 / 4 + 1 / 2 + 1).
+    torch.testing.assert_close(bias.detach(), torch.full((size,), -1.75))
 
 
 def test_a_resumed_run_has_them_as_one_run(tmp_path):

@@ -12,10 +12,14 @@ if TYPE_CHECKING:
     from pyro_vae.program.program import Program
 
 
+_SMALL = 2**14  # numbers that are copied at each look: it costs less than to run one layer
+
+
 class KeptWeights:
     """The weights of a program, of which nothing tells whether a run has moved them but a copy.
 
-    A weight that a run of model and guide has left as it was is copied no more, in that mode.
+    A large weight that a run of model and guide has left as it was is copied no more, in that mode;
+    not one with zeros among its numbers, which a factor leaves as they are until the first step.
 
     Arguments:
         program: Whose weights they are.
@@ -49,7 +53,8 @@ class KeptWeights:
             own.starts = begun
             still = [weight for weight, before in held.items() if _is_still(weight, before)]
             for weight in still if self._ran else []:
-                self._still.setdefault(weight, set()).add(mode)
+                if weight.numel() > _SMALL and weight.detach().ne(0).all():
+                    self._still.setdefault(weight, set()).add(mode)
             self._ran = False  # a block around this one cannot tell what it has put back
 
     def _may_move(self, weight: Tensor, mode: bool) -> bool:

@@ -13,6 +13,8 @@ import torch
 import pyro_vae as pv
 
 FOLDER = Path(__file__).parent / "results"
+_CPUINFO = Path("/proc") / "cpuinfo"
+_KINDS = {"family": "cpu family", "model": "model"}  # virtual machines leave out more of the name
 
 
 def versions() -> dict[str, str]:
@@ -23,6 +25,19 @@ def versions() -> dict[str, str]:
         "pyro": pyro.__version__,
         "python": platform.python_version(),
     }
+
+
+def processor() -> str:
+    """Return the processor's name, where the system tells it, and which instructions torch uses.
+
+    Ratios depend on it: one does denormal numbers a hundred times slower than others, another one
+    has a library of matrix products made for it.
+    """
+    lines = _CPUINFO.read_text().splitlines() if _CPUINFO.exists() else []
+    facts = dict(tuple(map(str.strip, line.split(":", 1))) for line in lines if ":" in line)
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    kind = [f"{word} {facts[key]}" for word, key in _KINDS.items() if key in facts]
+    return ", ".join([name, *kind, torch.backends.cpu.get_cpu_capability()])
 
 
 def command_line() -> str:
@@ -52,6 +67,7 @@ class Result:
     seed: int
     seconds: float
     device: str = "cpu, 1 thread"
+    processor: str = field(default_factory=processor)
     details: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=versions)
     command: str = field(default_factory=command_line)

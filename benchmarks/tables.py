@@ -22,12 +22,13 @@ from benchmarks import front_page  # noqa: E402
 from benchmarks.gallery import report  # noqa: E402
 
 FOLDER = ROOT / "benchmarks" / "results"
+OTHER = "amd_epyc"  # the folder in it of steps measured on another processor
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
 
-def rows() -> list[dict[str, Any]]:
-    """Return all results, by name."""
-    return [json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))]
+def rows(folder: Path = FOLDER) -> list[dict[str, Any]]:
+    """Return all results of a folder, by name."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 
 
 def table(results: list[dict[str, Any]], folder: str) -> str:
@@ -44,6 +45,11 @@ def table(results: list[dict[str, Any]], folder: str) -> str:
             f"{row['seconds'] / 60:.0f} |"
         )
     return "\n".join(lines)
+
+
+def speed_of(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the results of the speed table."""
+    return [row for row in results if row["name"].startswith("speed_")]
 
 
 # A column of the speed table: its head, and where its ratio to the hand-written step stands.
@@ -218,7 +224,7 @@ def rendered(page: str, folder: str) -> str:
     before, rest = page.split(BEGIN)
     _, after = rest.split(END)
     results = rows()
-    speed = [row for row in results if row["name"].startswith("speed_")]
+    speed = speed_of(results)
     arms = [r for r in results if r["name"].startswith("collapse_") and "cure" in r["details"]]
     arms.sort(key=lambda row: (row["details"]["program"], row["value"]))
     others = [row for row in results if row not in speed and row not in arms]
@@ -249,11 +255,13 @@ def table_of(name: str, folder: str) -> str:
     results = rows()
     if name in FRONT:
         return FRONT[name](results, folder)
-    speed = [row for row in results if row["name"].startswith("speed_")]
+    speed = speed_of(results)
     arms = [r for r in results if r["name"].startswith("collapse_") and "cure" in r["details"]]
     arms.sort(key=lambda row: (row["details"]["program"], row["value"]))
     if name == "speed":
         return speed_table(speed, folder)
+    if name == "speed_on_another_processor":
+        return speed_table(speed_of(rows(FOLDER / OTHER)), f"{folder}/{OTHER}")
     if name == "speed_on_cuda":
         return cuda_table(speed, folder)
     if name == "collapse":

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyro.infer
@@ -160,10 +161,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", default=[], metavar="MODEL", help=", ".join(ZOO))
     parser.add_argument("--blocks", type=int, default=9)
+    parser.add_argument("--out", type=Path, default=FOLDER)
     args = parser.parse_args()
     if unknown := set(args.models) - set(ZOO):
         parser.error(f"no model {sorted(unknown)}; expected some of {list(ZOO)}")
-    path = FOLDER / f"{by_threads('zoo_steps')}.json"
+    path = args.out / f"{by_threads('zoo_steps')}.json"
     rows = json.loads(path.read_text())["details"]["rows"] if args.models and path.exists() else {}
     start = time.perf_counter()
     for name in args.models or ZOO:
@@ -171,7 +173,7 @@ def main() -> None:
         shown = {k: round(v["wall"]["median"], 3) for k, v in rows[name]["ours_over"].items()}
         print(f"{name}: compiled over {shown}", flush=True)
         ordered = {key: rows[key] for key in ZOO if key in rows}
-        result_of(ordered, args.blocks, time.perf_counter() - start).write()
+        result_of(ordered, args.blocks, time.perf_counter() - start).write(args.out)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from benchmarks import front_page, tables
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-FILES = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+FILES = sorted((ROOT / "benchmarks" / "results").rglob("*.json"))
 FIELDS = {
     "name",
     "value",
@@ -36,7 +36,7 @@ def test_there_are_results() -> None:
     assert {"vae_mnist_static", "iwae5_mnist_static", "ais_mnist_static"} <= {f.stem for f in FILES}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_result_says_how_it_was_measured(path: Path) -> None:
     text = path.read_text()
     row = json.loads(text)

@@ -67,7 +67,7 @@ from pyro_vae.program.looks.failures import where_holes_fail
 from pyro_vae.program.looks.filled_runs import filled
 from pyro_vae.program.looks.findings import Dependence
 from pyro_vae.program.looks.in_training import of_training
-from pyro_vae.program.looks.places import finds_parameters, goes_by_place
+from pyro_vae.program.looks.places import finds_parameters, goes_by_place, may_find_parameters
 from pyro_vae.program.looks.quiet_runs import Runs
 from pyro_vae.program.looks.refusals import (
     require_parts,
@@ -631,6 +631,9 @@ class Reader:
             run: PairOf = lambda some, *more: run_rows(some, num_rows(some), *more)  # noqa: E731
             with suppress(Exception):  # a first run makes parameters
                 run(few, {})
+            # What follows takes as long as some steps.
+            if not may_find_parameters(self._program.parameters(), num_rows(batch)):
+                return False
             with set_apart(self._program) as parameters:
                 found = goes_by_place(run, few)
                 if found:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from pyro_vae.program.batches.batch import Batch, num_rows
 from pyro_vae.program.looks.cuts import (
@@ -43,6 +44,20 @@ def goes_by_place(run: PairOf, few: Batch) -> bool | None:
         return None
     # Latents outside the plate keep their places.
     return bool(found) and not followers(run, few, turned[1:])
+
+
+def may_find_parameters(parameters: Iterable[Tensor], rows: int) -> bool:
+    """Return whether one has as many numbers as a batch has rows, or they are so many themselves.
+
+    Along one of its dimensions.
+
+    Arguments:
+        parameters: Those that a run has made among them.
+        rows: Of a batch.
+    """
+    every = list(parameters)
+    made = (each for each in every if not is_lazy(each))
+    return len(every) >= rows or any(size >= rows for each in made for size in each.shape)
 
 
 def finds_parameters(run: PairOf, few: Batch, parameters: Iterable[Tensor]) -> bool:

@@ -41,7 +41,6 @@ from pyro_vae.program.handlers import (
     DrawnRows,
     Message,
     data_frame,
-    have_rows,
     is_data,
     observes,
     sample_sites,
@@ -67,7 +66,6 @@ from pyro_vae.program.looks.failures import where_holes_fail
 from pyro_vae.program.looks.filled_runs import filled
 from pyro_vae.program.looks.findings import Dependence
 from pyro_vae.program.looks.in_training import of_training
-from pyro_vae.program.looks.places import finds_parameters, goes_by_place, may_find_parameters
 from pyro_vae.program.looks.quiet_runs import Runs
 from pyro_vae.program.looks.refusals import (
     require_parts,
@@ -78,14 +76,10 @@ from pyro_vae.program.looks.refusals import (
 from pyro_vae.program.looks.row_bytes import RowBytes
 from pyro_vae.program.looks.rows_as_events import warn_of_rows_as_events
 from pyro_vae.program.parameters.discovery import Discovery
-from pyro_vae.program.parameters.modules import (
-    leaves_behind,
-    set_apart,
-)
+from pyro_vae.program.parameters.modules import leaves_behind
 from pyro_vae.program.sites.holes import Holes, observed_holes, of_joint_rows
 from pyro_vae.program.sites.holes_of_factors import of_factors
 from pyro_vae.program.sites.masks import is_masked, tell_of_masks
-from pyro_vae.program.sites.numbered import DrawLast, LookUps, forget_plates, last_of, numbered_pair
 from pyro_vae.program.sites.observed import Binding, Copies, bindings_of
 from pyro_vae.program.sites.plates import (
     AroundOne,
@@ -108,7 +102,6 @@ if TYPE_CHECKING:
 
 
 _MOST_ROWS = 1 << 14  # of a batch that is cut into parts
-_FEW_NUMBERS = 3  # of rows that a guide is asked to look up
 
 
 class Reader:
@@ -571,83 +564,18 @@ class Reader:
         handler = Canonical(sites.plate, num_rows(batch))
         return handler(model), handler(guide)
 
-    def goes_by_number(self, some: Callable[[int], Batch], total: int) -> bool:
-        """Return whether the program looks up what it has of N data by the plate's row numbers.
-
-        Arguments:
-            some: Makes a batch of so many rows. It is asked for fewer than N, the last ones by
-                their numbers: what is made of the batch has no such rows.
-            total: N.
-        """
-        if total < 2:
-            return False
-        count = min(_FEW_NUMBERS, total - 1)
-        few = some(count)
-        rows = last_of(total, count, self.runs.home(few))
-        seen = LookUps([rows], total, count)
-        with suppress(DataError, ProgramError), silent():
-            model, guide = self.runs.once(few)
-            plate = self._find_plate(model, guide, few)
-            self._show(model, guide, plate, few)
-            if not have_rows((model, guide), count):
-                return False
-            args, kwargs = arguments(self.runs.as_taken(few))
-            pair = numbered_pair(self._program.functions, plate.names, total, rows)
-            for run in reversed(pair):  # the guide first, as always
-                with self.runs.quiet(few), validation(False), seen:
-                    with suppress(Exception):  # it may index the few rows as well
-                        run(*args, **kwargs)
-                    forget_plates(self._program.own.parts)
-        return seen.found
-
-    def draws_numbers(self, some: Callable[[int], Batch], drawn: int, total: int) -> bool:
-        """Return whether the program looks up what it has of N data by numbers that it draws.
-
-        Arguments:
-            some: Makes a batch of so many rows. It is not asked for N.
-            drawn: How many the program draws.
-            total: N.
-        """
-        if drawn >= total:
-            return False
-        few = some(drawn + 1 if drawn + 1 != total else drawn + 2)
-        args, kwargs = arguments(self.runs.as_taken(few))
-        seen = LookUps([], total, drawn)
-        for run in reversed(self._program.functions):
-            with self.runs.quiet(few), validation(False), DrawLast(seen), seen:
-                with suppress(Exception):  # whatever a user's function raises
-                    run(*args, **kwargs)
-                forget_plates(self._program.own.parts)
-        return seen.found
-
-    def goes_by_place(self, batch: Batch) -> bool:
-        """Return whether the program looks up what it has of a datum by its place in the batch.
-
-        Arguments:
-            batch: Some rows, more than one.
-        """
-        few, _ = few_of(batch, num_rows(batch))
-        with self.runs.running(few) as run_rows:
-            run: PairOf = lambda some, *more: run_rows(some, num_rows(some), *more)  # noqa: E731
-            with suppress(Exception):  # a first run makes parameters
-                run(few, {})
-            # What follows takes as long as some steps.
-            if not may_find_parameters(self._program.parameters(), num_rows(batch)):
-                return False
-            with set_apart(self._program) as parameters:
-                found = goes_by_place(run, few)
-                if found:
-                    return finds_parameters(run, few, parameters)
-            # It may not run on such weights.
-            return bool(goes_by_place(run, few) if found is None else found)
-
     def look(self, batch: Batch) -> tuple[Trace, Trace]:
         """Trace model and guide once: in eval mode, no gradient, and no random number used up."""
+        return self.traced(batch)[:2]
+
+    def traced(self, batch: Batch) -> tuple[Trace, Trace, DataPlate]:
+        """Return what ``look`` does, with the plate of the data."""
         with silent():
             model, guide = self.runs.once(batch)
         batch = self.runs.as_taken(batch)
-        self._show(model, guide, self._find_plate(model, guide, batch), batch)
-        return model, guide
+        plate = self._find_plate(model, guide, batch)
+        self._show(model, guide, plate, batch)
+        return model, guide, plate
 
     def asked(self, batch: Batch) -> frozenset[str]:
         """Return the keys of the values of ``pyro.param`` that a batch asks for itself."""

@@ -30,6 +30,7 @@ from pyro_vae.program.batches.counters import looks_of
 from pyro_vae.program.batches.row_hashes import are_alike, hash_of_rows
 from pyro_vae.program.handlers import data_frame, have_rows, is_data, sample_sites
 from pyro_vae.program.passes import BYTES_PER_PASS, bytes_per_row, most_rows
+from pyro_vae.program.row_factors import RowFactors
 from pyro_vae.program.sites.masks import kept_units
 from pyro_vae.program.sites.observed import Binding
 from pyro_vae.program.sites.sites import Sites
@@ -104,6 +105,7 @@ class Rows:
     def __init__(self, program: "Program", reader: "Reader") -> None:
         self._program = program
         self._reader = reader
+        self._factors = RowFactors(program, reader)
         self._fixed: bool | None = None  # to the rows that the program was read with
         self._settled = False  # whether it is known if the guide has a factor for each datum
         self._by_place: bool | None = None  # whether it is; None: not known
@@ -196,7 +198,7 @@ class Rows:
         some = partial(_some, batch)
         with self._reader.runs.undone():
             sizes = {total, self._reader.rows_read}
-            found = any(self._reader.draws_numbers(some, drawn, size) for size in sizes)
+            found = any(self._factors.go_by_drawn_numbers(some, drawn, size) for size in sizes)
         return found
 
     def makes_factors(self, batch: Batch, total: int) -> bool:
@@ -222,7 +224,7 @@ class Rows:
             return False
         if self._by_place is None:
             some = batch if num_rows(batch) > 1 else _some(batch, _MET)
-            self._by_place = self._reader.goes_by_place(some)
+            self._by_place = self._factors.go_by_place(some)
         return self._by_place
 
     def keep_places(self, total: int) -> None:
@@ -247,7 +249,7 @@ class Rows:
         """
         found = 0
         with self._reader.runs.undone():
-            found = total if self._reader.goes_by_number(partial(_some, data), total) else 0
+            found = total if self._factors.go_by_number(partial(_some, data), total) else 0
         if found or not made:
             return found
         with self._reader.runs.undone():
@@ -255,7 +257,7 @@ class Rows:
             if self._reader.fresh:
                 met = _MET
                 self._take(_some(data, met))
-            found = met if self._reader.goes_by_number(partial(_some, data), met) else 0
+            found = met if self._factors.go_by_number(partial(_some, data), met) else 0
         return found
 
     def check(self, data: Batch, rows: int = 8192, first_rows: int = 1) -> None:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_vae as pv
 from pyro_vae.errors import DataError, ProgramError
+from pyro_vae.program.row_factors import RowFactors
 
 N = 8
 X = torch.linspace(-2.0, 5.0, N)
@@ -206,8 +207,9 @@ def test_a_guide_that_indexes_the_rows_of_a_batch_by_the_numbers_too_is_refused(
 
 @pytest.mark.parametrize("count", [1, 3, N])
 @pytest.mark.parametrize("rows", [None, N])
-def test_a_lookup_is_seen_beside_statistics_of_the_batch(rows, count):
-    """Among these no density shows that it is another at another place."""
+def test_a_lookup_is_seen_beside_statistics_of_the_batch(rows, count, monkeypatch):
+    """By the numbers alone: a look at places, which comes behind it, sees the same program."""
+    monkeypatch.setattr(RowFactors, "go_by_place", lambda *_: False)
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -442,6 +444,18 @@ def test_factors_of_places_train_on_all_rows_alone(form):
         pv.elbo(program, X[-3:])
 
 
+@pytest.mark.parametrize("loaded", [False, True])
+def test_several_numbers_of_each_place_are_its_factor(loaded):
+    def guide(x):
+        own = pyro.param("own", torch.ones(3 * N))[: 3 * len(x)].view(-1, 3).sum(1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(own, 1.0))
+
+    data = DataLoader(TensorDataset(X), batch_size=3) if loaded else X
+    with pytest.raises(ProgramError, match="one factor per datum"):
+        train(pv.Program(model, guide), data)
+
+
 def test_factors_in_the_order_of_their_numbers_train_on_all_rows_alone():
     """Each was trained by whichever row stood at its place among those of a batch."""
 
@@ -458,6 +472,13 @@ def test_factors_in_the_order_of_their_numbers_train_on_all_rows_alone():
     torch.testing.assert_close(parameters(program)["values.locs"], X / 2)
 
 
+def below(bound, locs, x):
+    """Noise of a table, of a program that does not run on other weights."""
+    if (locs > bound).any():
+        raise ValueError("a weight has grown")
+    return x * locs[0] + TABLE[: len(x)]
+
+
 OWN, NUMPYS, TABLE = torch.Generator(), np.random.default_rng(0), torch.linspace(-1, 1, N).sin()
 RIGHT = {
     "a fixed slice": lambda x, numbers, locs: x[:, 0] * locs[:1] + locs[2:3],
@@ -470,6 +491,8 @@ RIGHT = {
     "of NumPy's": lambda x, n, locs: x[:, 0] * locs[0] + torch.tensor(NUMPYS.random(len(x))),
     "of all": lambda x, n, locs: x[:, 0] * locs[0] + torch.tensor(np.random.rand(len(x))),  # noqa: NPY002
     "in a table": lambda x, n, locs: torch.relu(x @ locs[:2] + TABLE[: len(x)]),
+    "beside a weight that may not grow": lambda x, n, locs: below(1.3, locs, x[:, 0]),
+    "beside a weight that may not move": lambda x, n, locs: below(1.0001, locs, x[:, 0]),
     "a trend": lambda x, n, locs: x[:, 0] + locs[0] * torch.arange(len(x)),
 }
 

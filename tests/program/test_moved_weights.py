@@ -3,6 +3,7 @@
 Halved at each run, such a weight counts the runs that are kept.
 """
 
+from contextlib import suppress
 from functools import partial
 
 import pyro
@@ -13,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_vae as pv
+from pyro_vae.program.parameters.modules import off_zero, set_apart
 
 N, B, EPOCHS = 12, 4, 2
 X = torch.linspace(-1.0, 2.0, N)
@@ -126,3 +128,15 @@ def test_a_value_that_is_written_anew_into_the_store_is_told(recwarn):
     told = [str(each.message) for each in recwarn.list if "is written as" in str(each.message)]
     assert len(told) == 1
     assert told[0].startswith("pyro.get_param_store()['mean'] is written as the program runs: ")
+
+
+@pytest.mark.parametrize("changed", [off_zero, set_apart])
+def test_weights_that_a_look_has_changed_are_put_back(changed):
+    """Where Ctrl-C ends it, too."""
+    module = nn.Sequential(nn.Linear(2, 3), nn.LazyLinear(4))
+    nn.init.zeros_(module[0].bias)
+    before = [parameter.detach().clone() for parameter in module[0].parameters()]
+    with suppress(KeyboardInterrupt), changed(module):
+        assert module[0].bias.abs().min() > 0
+        raise KeyboardInterrupt
+    assert all(map(torch.equal, before, module[0].parameters()))

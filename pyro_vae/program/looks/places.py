@@ -19,6 +19,8 @@ from pyro_vae.program.looks.cuts import (
     with_equal_noise,
 )
 
+_OF_A_DATUM = 32  # numbers of one datum that lie side by side, at most
+
 
 def goes_by_place(run: PairOf, few: Batch) -> bool | None:
     """Return whether a density of a datum is another at another place among the same rows.
@@ -61,10 +63,11 @@ def may_find_parameters(parameters: Iterable[Tensor], rows: int) -> bool:
 
 
 def finds_parameters(run: PairOf, few: Batch, parameters: Iterable[Tensor]) -> bool:
-    """Return whether each place has a number among the parameters that moves no other place.
+    """Return whether each place has numbers among the parameters that move no other place.
 
-    So have factors: number k of ``loc``, or the k-th of many parameters. What goes by the place and
-    is no parameter (a trend over steps, noise in a table or of NumPy's) moves with weights of all.
+    So have factors: number k of ``loc``, some in a row of it, or the k-th of many parameters. What
+    goes by the place and is no parameter (a trend over steps, noise in a table or of NumPy's) moves
+    with weights that all places share.
 
     Arguments:
         run: Runs the pair on a batch at given latents.
@@ -81,15 +84,27 @@ def finds_parameters(run: PairOf, few: Batch, parameters: Iterable[Tensor]) -> b
         parameter.data = changed  # another one: the traces have views of that before
         try:
             after = run(few, latents)
+            return {k for k in rows if unlike(whole, after, torch.tensor([k]), both=True)}
+        except Exception:  # as in changes_beside: a number of all, for all that is known
+            return {*rows}
         finally:
             parameter.data = before
-        return {k for k in rows if unlike(whole, after, torch.tensor([k]), both=True)}
 
-    alone: set[int] = set()
+    def alone(parameter: Tensor, dim: int) -> set[int]:
+        """Return the places of the first numbers, up to one that moves several, or none."""
+        found: set[int] = set()
+        for number in range(min(parameter.shape[dim], _OF_A_DATUM * len(rows))):
+            place = moved(parameter, dim, number)
+            if len(place) != 1 or found == {*rows}:
+                break
+            found |= place
+        return found
+
+    each: set[int] = set()
     for parameter in parameters:
-        for dim, size in enumerate(parameter.shape):
-            if size >= len(rows) and all(moved(parameter, dim, k) == {k} for k in rows):
-                return True
+        dims = (dim for dim, size in enumerate(parameter.shape) if size >= len(rows))
+        if any(alone(parameter, dim) == {*rows} for dim in dims):
+            return True
         every = moved(parameter)
-        alone |= every if len(every) == 1 else set()
-    return alone == {*rows}
+        each |= every if len(every) == 1 else set()
+    return each == {*rows}

@@ -241,12 +241,13 @@ def set_apart(module: nn.Module) -> Iterator[list[nn.Parameter]]:
     Of weights that start alike nothing shows which of them is looked up.
     """
     make_dense(module.parameters())
-    held = [p for p in module.parameters() if p.is_floating_point() and not p.is_meta]
+    every = (p for p in module.parameters() if not is_lazy(p))
+    held = [p for p in every if p.is_floating_point() and not p.is_meta]
     before = [parameter.data.clone() for parameter in held]
     generator = torch.Generator().manual_seed(0)
-    for value in (parameter.data for parameter in held):
-        value.mul_(1 + 0.2 * torch.rand(value.shape, generator=generator).to(value))
     try:
+        for value in (parameter.data for parameter in held):
+            value.mul_(1 + 0.2 * torch.rand(value.shape, generator=generator).to(value))
         with off_zero(module):
             yield held
     finally:

@@ -239,7 +239,7 @@ class Reader:
             sites,
             dependence=self._dependence(sites, batch, (model, guide)),
             draws_rows=draws_rows,
-            takes_part=(
+            rows_drawn=(
                 _drawn_of(plate, drawn)
                 if draws_rows and not (frame and frame.size == num_rows(batch))
                 else 0

@@ -164,8 +164,8 @@ class Rows:
             return
         if self._reader.fresh or by_number == rows:
             self._reader.read(data)
-        if self._reader.sites.takes_part:
-            self._draws, self._fixed = self._reader.sites.takes_part, False
+        if self._reader.sites.rows_drawn:
+            self._draws, self._fixed = self._reader.sites.rows_drawn, False
             return
         if self._reader.rows_read != rows:
             if by_number == self._reader.rows_read:
@@ -192,7 +192,7 @@ class Rows:
 
         These are places in the batch that it is given, whichever rows that has.
         """
-        drawn = self._reader.sites.takes_part or self._draws
+        drawn = self._reader.sites.rows_drawn or self._draws
         if not drawn or isinstance(batch, Whole | Part):
             return False
         some = partial(_some, batch)

@@ -366,12 +366,12 @@ def _check_alone(objective: Objective, world: World) -> None:
 
 def _tell_of_own_rows(sites: Sites) -> None:
     """Warn of a program that draws its own minibatch, before hours have gone into its training."""
-    for name in [sites.plate.name] if sites.takes_part else sites.parts_beside:
+    for name in [sites.plate.name] if sites.rows_drawn else sites.parts_beside:
         warnings.warn(
             f"fit: the plate {name!r} draws some of its rows at each step (subsample_size): fit "
             "trains on these, and no other verb can answer for each row; leave subsample_size out"
             + ", for batch_size= makes the minibatches"
-            * bool(sites.takes_part),
+            * bool(sites.rows_drawn),
             stacklevel=of_user(),
         )
 

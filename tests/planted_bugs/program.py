@@ -948,7 +948,7 @@ BUGS = [
     Bug(
         "a program that draws as many rows as a batch has taken for one of so many rows",
         "program/rows.py",
-        "self._draws, self._fixed = self._reader.sites.takes_part, False",
+        "self._draws, self._fixed = self._reader.sites.rows_drawn, False",
         "pass",
         "tests/program/test_factors_of_the_rows_met.py"
         "::test_a_network_of_rows_that_the_program_draws_trains_in_minibatches[4]",

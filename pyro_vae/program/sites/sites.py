@@ -46,7 +46,7 @@ class Sites:
         events: Those of them whose values are of several numbers (``to_event``).
         draws_rows: Whether the program draws the rows of its plate, anew at each run; where the
             batch says which they are (``pyro.plate(..., subsample=)``) it does not.
-        takes_part: How many these are, where they are a part of the rows of a batch; else 0. Where
+        rows_drawn: How many these are, where they are a part of the rows of a batch; else 0. Where
             they are as many, each stands for a row of the batch, and only its number is drawn.
         parts_beside: Plates besides that of the batch's rows that draw some of their rows: how
             many, of how many.
@@ -75,7 +75,7 @@ class Sites:
     countless: tuple[str, ...] = ()
     events: tuple[str, ...] = ()
     draws_rows: bool = False
-    takes_part: int = 0
+    rows_drawn: int = 0
     parts_beside: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     parts_in_guide: tuple[str, ...] = ()
     parts_weighed: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -135,7 +135,7 @@ class Sites:
         Raises:
             ProgramError: The model computes the value of one of them, or draws some of its rows.
         """
-        if self.takes_part:
+        if self.rows_drawn:
             raise ProgramError(
                 "the plate of the data draws some of its rows, so that drawn data are no rows of "
                 "the arguments; give it all rows of its batch: len(x)"
